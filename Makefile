@@ -1,0 +1,47 @@
+# make pretrain   a small PersonMAE run on drawn pedestrians, from nothing, in minutes
+# make test       the whole suite; make test-fast leaves the slow tests out
+# make lint       format, lint and types
+
+# The first that runs; the newest jax needs 3.12, the pinned one is for 3.11.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c \
+  'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+  2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKDIR ?= runs/quickstart
+
+.PHONY: pretrain test test-fast lint clean
+
+pretrain: $(VENV)/.installed
+	$(BIN)/python launch/pretrain.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV)
+
+# Pins differ by Python version, because the newest jax needs the newer Python.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found;" \
+	  "install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  -c constraints-py$$($(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep="")').txt
+
+$(VENV)/.installed: requirements.txt constraints-py311.txt constraints-py312.txt | $(VENV)/bin/python
+	$(INSTALL) -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(INSTALL) -r requirements-test.txt
+	touch $@
