@@ -1,0 +1,224 @@
+"""Every setting of a run: its default, its unit and where the default comes from.
+
+`configs/*.py` return a `Config`; the command line overrides single fields
+(`--config.optim.base_lr=2e-4`). Nothing here imports jax, so that a wrong setting
+is said before any device work.
+
+Sources: MAE = arXiv 2111.06377, BEiT = 2106.08254, BootMAE = 2207.07116,
+SiameseIM = 2206.01204, HAP = 2310.20695, TransReID = 2102.04378,
+TransReID-SSL = 2111.12084. "ours" marks a choice of this project.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+
+_settings = dataclasses.dataclass(slots=True, kw_only=True)
+
+
+@_settings
+class EncoderConfig:
+    """Plain pre-norm ViT: cls token, fixed sine-cosine positions, erf GELU."""
+
+    width: int = 768  # ViT-B
+    depth: int = 12  # blocks
+    num_heads: int = 12
+    mlp_ratio: int = 4  # hidden width of the MLP over `width`; ViT
+    patch_size: int = 16  # pixels; TransReID, HAP
+
+
+@_settings
+class PredictorConfig:
+    """A Transformer decoder from RegionA's tokens to RegionB's patches."""
+
+    width: int | None = None  # None: the encoder's
+    depth: int = 2  # blocks; BootMAE
+    num_heads: int | None = None  # None: the encoder's
+    # Encoder blocks whose tokens form the memory; 0 is the first, -1 the last.
+    memory_blocks: tuple[int, ...] = (-1,)
+    use_self_attention: bool = True  # among the queries; CrossMAE does without
+
+
+@_settings
+class RegionsConfig:
+    """How RegionA and RegionB are cut from one image."""
+
+    min_area: float = 0.5  # of the image; ours, HAP shows that small crops hurt
+    max_area: float = 1.0
+    min_aspect: float = 3 / 4  # width/height over the input's own; Inception crops
+    max_aspect: float = 4 / 3
+    flip_probability: float = 0.5  # one horizontal flip shared by both regions; ours
+    same: bool = False  # RegionB = RegionA: plain MAE's setting, for the ablation
+    min_overlap: float = 0.0  # least intersection over the smaller region's area
+
+
+@_settings
+class MasksConfig:
+    """Which patches of RegionA are hidden: exactly round(ratio * patches)."""
+
+    kind: str = "block"  # "block" mimics occlusion (the paper); "random" is MAE's
+    ratio: float = 0.5  # HAP
+    min_block: float = 0.09  # of all patches: 12 of 128; BEiT's 16 of 196
+    min_aspect: float = 0.3  # height/width of a block, in patches; BEiT
+    max_aspect: float = 3.3
+
+
+@_settings
+class LossConfig:
+    """What is predicted about RegionB, and how the two losses are weighed."""
+
+    pixel_target: str = "normalised"  # per patch (MAE's norm_pix_loss), or "raw"
+    pixel_weight: float = 1.0  # BootMAE
+    feature_loss: str = "mse"  # or "smooth_l1", "cosine"; BootMAE
+    feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
+    feature_ramp: float = 0.25  # of all steps, linear from 0; ours
+    # Momentum of a running mean per channel that is taken off the teacher's
+    # features; None: no centring. DINO uses 0.9.
+    centre_momentum: float | None = None
+
+
+@_settings
+class TeacherConfig:
+    """Decay of the moving average of the encoder that makes the feature target.
+
+    "fraction": the average remembers a fraction of the run, so that one default
+    holds for any length (ours). "absolute": decays as given (BootMAE).
+    """
+
+    schedule: str = "fraction"
+    start_fraction: float = 0.002  # of all steps
+    end_fraction: float = 0.02
+    start_decay: float = 0.999  # "absolute" only; BootMAE
+    end_decay: float = 0.9999
+    ramp: float = 0.5  # of all steps, linear from start to end, then constant
+    max_decay: float = 0.9999  # at 0.99999 float32 loses the update
+
+
+@_settings
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero; MAE, HAP."""
+
+    base_lr: float = 1.5e-4  # learning rate = base_lr * batch_size / 256
+    warmup: float = 40 / 300  # of all steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05  # none on biases, norms, cls and mask tokens
+    clip_norm: float | None = None  # global gradient norm; None: off
+
+
+@_settings
+class TrainConfig:
+    seed: int = 0
+    batch_size: int = 4096  # images, over all devices and hosts; MAE
+    epochs: float = 300.0  # PersonMAE, HAP on LUPerson
+    steps: int | None = None  # None: epochs * records / batch_size
+    accumulate: int = 1  # micro-batches whose gradients are averaged in one step
+    # Matrix products; parameters, norms, softmax and losses are always float32.
+    # "auto": bfloat16 on TPU and GPU, float32 on CPU.
+    matmul_dtype: str = "auto"
+
+
+@_settings
+class SyntheticConfig:
+    """Drawn pedestrians: identities x cameras x shots records."""
+
+    identities: int = 2000
+    cameras: int = 6
+    shots: int = 4
+    first_identity: int = 0  # identities from here on; held-out sets start higher
+    seed: int = 0
+
+
+@_settings
+class DataConfig:
+    source: str = "tfds"  # "tfds" (ArrayRecord), "folder" of images, or "synthetic"
+    path: str | None = None  # of the tfds data set or of the folder
+    split: str = "train"  # tfds only
+    height: int = 256  # pixels of both regions as the network sees them; TransReID
+    width: int = 128
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    num_threads: int = 16  # that decode ahead; grain's default
+    num_workers: int = 0  # worker processes, each with num_threads; 0: this process
+    max_pixels: int = 50_000_000  # of one image; a larger one counts as bad; ours
+    min_side: int = 8  # pixels; a smaller one counts as bad; ours
+    # Distinct bad images over all records above which the run stops; ours.
+    max_bad_fraction: float = 0.01
+    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
+
+
+@_settings
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep: int = 3  # latest checkpoints; the initial state, step 0, is always kept
+
+
+@_settings
+class LogConfig:
+    every_steps: int = 50
+    pictures_every_steps: int = 1000
+    num_pictures: int = 8  # rows in one picture
+
+
+@_settings
+class Config:
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    pixel_predictor: PredictorConfig = dataclasses.field(
+        # Shallow tokens relieve the encoder of carrying pixels; BootMAE.
+        default_factory=lambda: PredictorConfig(
+            width=512, num_heads=8, memory_blocks=(0, -1)
+        )
+    )
+    feature_predictor: PredictorConfig = dataclasses.field(
+        default_factory=PredictorConfig
+    )
+    regions: RegionsConfig = dataclasses.field(default_factory=RegionsConfig)
+    masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of either region."""
+        patch = self.encoder.patch_size
+        return self.data.height // patch, self.data.width // patch
+
+    @property
+    def num_patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def num_hidden(self) -> int:
+        """Patches of RegionA that the encoder does not see; the same in every image."""
+        return round(self.masks.ratio * self.num_patches)
+
+
+def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (dotted path, value) of every leaf setting, e.g. ("optim.beta1", 0.9)."""
+    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
+        value, path = getattr(cfg, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from field_paths(value, path + ".")
+        else:
+            yield path, value
+
+
+def nearest_field(cfg: Config, path: str) -> str:
+    """Returns the existing setting whose dotted path looks most like `path`."""
+    paths = [name for name, _ in field_paths(cfg)]
+    same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
+    return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]
+
+
+def predictor_size(cfg: Config, predictor: PredictorConfig) -> tuple[int, int]:
+    """Returns (width, heads) of a predictor, the encoder's where it sets none."""
+    return (
+        cfg.encoder.width if predictor.width is None else predictor.width,
+        cfg.encoder.num_heads if predictor.num_heads is None else predictor.num_heads,
+    )

@@ -1,0 +1,196 @@
+"""Refuses settings that cannot train, each with one sentence, before any work."""
+
+import difflib
+import math
+from collections.abc import Iterator
+
+from personmae_jax.config import Config, field_paths, predictor_size
+from personmae_jax.errors import ConfigError
+
+
+def check(cfg: Config, device_count: int | None = None) -> None:
+    """Refuses settings that cannot train.
+
+    Args:
+      cfg: The settings, after all overrides.
+      device_count: Devices of all hosts; None before the devices are known.
+
+    Raises:
+      ConfigError: One line for every setting that is wrong.
+    """
+    # The later rules divide by what the first ones have found in range.
+    problems = [*_range_problems(cfg)]
+    problems = problems or [*_model_problems(cfg), *_data_problems(cfg)]
+    if not problems and device_count is not None:
+        problems = [*_batch_problems(cfg, device_count)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+_CHOICES = {
+    "masks.kind": ("block", "random"),
+    "loss.pixel_target": ("normalised", "raw"),
+    "loss.feature_loss": ("mse", "smooth_l1", "cosine"),
+    "teacher.schedule": ("fraction", "absolute"),
+    "train.matmul_dtype": ("auto", "float32", "bfloat16"),
+    "data.source": ("tfds", "folder", "synthetic"),
+}
+# Closed intervals of numbers; None stands for no bound.
+_RANGES = {
+    "encoder.width": (4, None),
+    "encoder.depth": (1, None),
+    "encoder.num_heads": (1, None),
+    "encoder.mlp_ratio": (1, None),
+    "encoder.patch_size": (1, None),
+    "pixel_predictor.width": (4, None),
+    "pixel_predictor.depth": (1, None),
+    "pixel_predictor.num_heads": (1, None),
+    "feature_predictor.width": (4, None),
+    "feature_predictor.depth": (1, None),
+    "feature_predictor.num_heads": (1, None),
+    "regions.min_area": (0.01, 1),
+    "regions.max_area": (0.01, 1),
+    "regions.min_aspect": (0.1, 10),
+    "regions.max_aspect": (0.1, 10),
+    "regions.flip_probability": (0, 1),
+    "regions.min_overlap": (0, 1),
+    "masks.ratio": (0, 1),
+    "masks.min_block": (0, 1),
+    "masks.min_aspect": (0.01, 100),
+    "masks.max_aspect": (0.01, 100),
+    "loss.pixel_weight": (0, None),
+    "loss.feature_weight": (0, None),
+    "loss.feature_ramp": (0, 1),
+    "loss.centre_momentum": (0, 1),
+    "teacher.start_fraction": (0, 1),
+    "teacher.end_fraction": (0, 1),
+    "teacher.start_decay": (0, 1),
+    "teacher.end_decay": (0, 1),
+    "teacher.ramp": (0, 1),
+    "teacher.max_decay": (0, 0.99999),
+    "optim.base_lr": (0, None),
+    "optim.warmup": (0, 1),
+    "optim.beta1": (0, 0.9999),
+    "optim.beta2": (0, 0.99999),
+    "optim.weight_decay": (0, None),
+    "optim.clip_norm": (1e-12, None),
+    "train.seed": (0, 2**31 - 1),
+    "train.batch_size": (1, None),
+    "train.epochs": (1e-9, None),
+    "train.steps": (1, 2**31 - 1),
+    "train.accumulate": (1, None),
+    "data.height": (1, None),
+    "data.width": (1, None),
+    "data.num_threads": (1, None),
+    "data.num_workers": (0, None),
+    "data.max_pixels": (1, None),
+    "data.min_side": (1, None),
+    "data.max_bad_fraction": (0, 1),
+    "data.synthetic.identities": (1, None),
+    "data.synthetic.cameras": (1, None),
+    "data.synthetic.shots": (1, None),
+    "data.synthetic.first_identity": (0, None),
+    "data.synthetic.seed": (0, 2**31 - 1),
+    "checkpoint.every_steps": (1, None),
+    "checkpoint.keep": (1, None),
+    "log.every_steps": (1, None),
+    "log.pictures_every_steps": (1, None),
+    "log.num_pictures": (1, None),
+}
+
+
+def _range_problems(cfg: Config) -> Iterator[str]:
+    for path, value in field_paths(cfg):
+        if path in _CHOICES and value not in _CHOICES[path]:
+            close = difflib.get_close_matches(str(value), _CHOICES[path], 1, 0.0)[0]
+            yield (
+                f"config.{path}={value!r} is not one of {', '.join(_CHOICES[path])}; "
+                f"did you mean --config.{path}={close}?"
+            )
+        if path in _RANGES and value is not None:
+            low, high = _RANGES[path]
+            is_below = low is not None and not value >= low  # also catches nan
+            is_above = high is not None and not value <= high
+            if is_below or is_above or not math.isfinite(value):
+                bound = f"at least {low}" if high is None else f"in {low} .. {high}"
+                yield f"config.{path}={value} is out of range: it must be {bound}"
+
+
+def _model_problems(cfg: Config) -> Iterator[str]:
+    patch = cfg.encoder.patch_size
+    for path, size in (("height", cfg.data.height), ("width", cfg.data.width)):
+        if size % patch:
+            yield (
+                f"config.data.{path}={size} is not a multiple of "
+                f"config.encoder.patch_size={patch}; "
+                f"use e.g. {max(patch, size - size % patch)}"
+            )
+    used = {"pixel_predictor": cfg.pixel_predictor}
+    if cfg.loss.feature_weight:
+        used["feature_predictor"] = cfg.feature_predictor
+    own = (cfg.encoder.width, cfg.encoder.num_heads)
+    sizes = {name: predictor_size(cfg, predictor) for name, predictor in used.items()}
+    sizes = {"encoder": own} | {n: size for n, size in sizes.items() if size != own}
+    for name, (width, heads) in sizes.items():
+        if width % heads or width % 4:
+            step = math.lcm(heads, 4)
+            yield (
+                f"config.{name}.width={width} is not a multiple of num_heads={heads} "
+                f"and of 4 (sine-cosine); use e.g. {max(step, width - width % step)}"
+            )
+    depth = cfg.encoder.depth
+    for name, predictor in used.items():
+        blocks = predictor.memory_blocks
+        is_outside = any(not -depth <= i < depth for i in blocks)
+        if is_outside or not blocks or len({i % depth for i in blocks}) < len(blocks):
+            yield (
+                f"config.{name}.memory_blocks={blocks} must name one or more blocks of "
+                f"the encoder, {-depth} .. {depth - 1}, none twice; use e.g. (-1,)"
+            )
+    trained = [*used.values()] if cfg.loss.pixel_weight else [cfg.feature_predictor]
+    if not any({-1, depth - 1} & set(p.memory_blocks) for p in trained):
+        yield (
+            "no predictor reads the encoder's last block, so its final norm would "
+            "never be trained; put -1 into config.pixel_predictor.memory_blocks"
+        )
+    if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
+        yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"
+    for path in ("regions.area", "regions.aspect", "masks.aspect"):
+        section, leaf = path.split(".")
+        low, high = (
+            getattr(getattr(cfg, section), f"{end}_{leaf}") for end in ("min", "max")
+        )
+        if low > high:
+            yield f"config.{section}.min_{leaf}={low} exceeds max_{leaf}={high}"
+    if cfg.num_patches and not 0 < cfg.num_hidden < cfg.num_patches:
+        yield (
+            f"config.masks.ratio={cfg.masks.ratio} hides {cfg.num_hidden} of "
+            f"{cfg.num_patches} patches; at least one must be hidden and one visible"
+        )
+
+
+def _data_problems(cfg: Config) -> Iterator[str]:
+    if cfg.data.source in ("tfds", "folder") and not cfg.data.path:
+        yield (
+            "no data: give --config.data.path=DIR (made by `python "
+            "launch/prepare_data.py --source PATH --out DIR`), or a folder of images "
+            "with --config.data.source=folder, or try --config=configs/quickstart.py"
+        )
+    for path, values, low in (
+        ("mean", cfg.data.mean, -math.inf),
+        ("std", cfg.data.std, 0.0),
+    ):
+        if len(values) != 3 or not all(low < x < math.inf for x in values):
+            rule = "three numbers" if path == "mean" else "three numbers above 0"
+            yield f"config.data.{path}={values} must be {rule}, of red, green and blue"
+
+
+def _batch_problems(cfg: Config, device_count: int) -> Iterator[str]:
+    batch, parts = cfg.train.batch_size, device_count * cfg.train.accumulate
+    nearest = max(parts, batch - batch % parts)
+    if batch % parts:
+        yield (
+            f"config.train.batch_size={batch} does not split over {device_count} "
+            f"devices x config.train.accumulate={cfg.train.accumulate}; use a multiple "
+            f"of {parts}, e.g. --config.train.batch_size={nearest}"
+        )
