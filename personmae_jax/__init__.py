@@ -1,0 +1,64 @@
+"""PersonMAE pretraining for person re-identification, in JAX.
+
+For JAX users who want the encoder and not the training:
+
+    params, apply = personmae_jax.load_encoder("runs/quickstart")
+    tokens = apply(params, images)  # uint8 RGB in, cls and patch tokens out
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt8
+
+__all__ = ["load_encoder"]
+
+
+def load_encoder(
+    workdir: str, step: int | None = None, weights: str = "student"
+) -> tuple[
+    dict[str, Any],
+    "Callable[[dict[str, Any], UInt8[Array, 'b height width 3']], Float[Array, 'b t d']]",
+]:
+    """Loads the encoder of a run, finished or not, without touching the run.
+
+    Args:
+      workdir: Of the run, a folder or gs://...
+      step: Of the checkpoint; None: the latest. 0 is the untrained network.
+      weights: "student", or "teacher" for its moving average.
+
+    Returns:
+      The parameters as numpy arrays, and apply(params, images) -> tokens, a pure
+      function to jit, differentiate or fine-tune. It takes uint8 RGB images of the
+      size that the run was trained on, normalises them as the run did, and returns
+      float32 tokens after the final norm: cls first, then patches row by row.
+
+    Raises:
+      ConfigError: There is no run in `workdir`, or it has no such weights.
+      RunError: The checkpoint is missing or damaged.
+    """
+    # Not above: `import personmae_jax.config` has to work before jax is imported.
+    import jax.numpy as jnp
+
+    from personmae_jax import losses
+    from personmae_jax.checkpoint import restore_encoder
+    from personmae_jax.models import personmae
+    from personmae_jax.patches import patchify
+    from personmae_jax.workdir import read_config
+
+    cfg = read_config(workdir)
+    params = restore_encoder(workdir, step, weights)
+
+    def apply(params: dict[str, Any], images: "Array") -> "Array":
+        expected = (cfg.data.height, cfg.data.width, 3)
+        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != jnp.uint8:
+            raise ValueError(
+                f"images are {images.dtype}{list(images.shape)}; this encoder takes "
+                f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"
+            )
+        patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
+        patches = losses.normalise(patches, cfg.data.mean, cfg.data.std)
+        return personmae.encode(cfg, params, patches).tokens
+
+    return params, apply

@@ -1,0 +1,62 @@
+"""The ViT that is trained, exported and fine-tuned."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from personmae_jax.models import layers, posembed
+
+
+class Encoded(NamedTuple):
+    """Tokens, cls first, before and after the final norm.
+
+    Attributes:
+      blocks: Output of every block, each `b 1+v d`.
+      tokens: The last one after the encoder's final norm: what users get.
+    """
+
+    blocks: tuple[Float[Array, "b t d"], ...]
+    tokens: Float[Array, "b t d"]
+
+
+class Encoder(nn.Module):
+    """Plain pre-norm ViT with fixed sine-cosine positions on the visible patches."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: int
+    grid: tuple[int, int]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        patches: Float[Array, "b v p"],
+        visible: Int[Array, "b v"] | None = None,
+    ) -> Encoded:
+        """Encodes patches of normalised pixels.
+
+        Args:
+          patches: Only those that may be seen; the others never enter.
+          visible: Raster index of each; None where all patches are given in order.
+        """
+        x = layers.Dense(self.width, dtype=self.dtype, name="patch_embed")(patches)
+        table = jnp.asarray(posembed.position_table(self.grid, self.width), self.dtype)
+        x = x + (table[None] if visible is None else table[visible])
+        cls = self.param("cls_token", layers.token_init, (1, 1, self.width))
+        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1)  # the code of cls is zeros
+        blocks = []
+        for i in range(self.depth):
+            block = layers.EncoderBlock(
+                self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{i}"
+            )
+            x = block(x)
+            blocks.append(x)
+        return Encoded(
+            tuple(blocks), layers.LayerNorm(dtype=self.dtype, name="norm")(x)
+        )

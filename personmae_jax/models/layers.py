@@ -1,0 +1,109 @@
+"""Transformer layers that encoder and predictors share.
+
+Every layer computes matrix products in `dtype` and keeps float32 parameters. Flax
+computes the statistics of a norm in float32 whatever its `dtype` is, and
+`jax.nn.dot_product_attention` its softmax.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# MAE, initialize_weights: Xavier uniform on matrices (qkv as one), zeros on biases.
+Dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)  # timm's ViT
+token_init = nn.initializers.normal(0.02)  # cls and mask tokens; MAE
+
+
+class SelfAttention(nn.Module):
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+
+
+class CrossAttention(nn.Module):
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], memory: Float[Array, "b m d"]
+    ) -> Float[Array, "b n d"]:
+        (b, n, d), m = x.shape, memory.shape[1]
+        head = d // self.num_heads
+        q = Dense(d, dtype=self.dtype, name="q")(x)
+        kv = Dense(2 * d, dtype=self.dtype, name="kv")(memory)
+        kv = kv.reshape(b, m, 2, self.num_heads, head)
+        x = jax.nn.dot_product_attention(
+            q.reshape(b, n, self.num_heads, head), kv[:, :, 0], kv[:, :, 1]
+        )
+        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    hidden: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
+        x = jax.nn.gelu(x, approximate=False)  # erf, as every PyTorch ViT has it
+        return Dense(width, dtype=self.dtype, name="fc2")(x)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and MLP; names as in timm's ViT."""
+
+    num_heads: int
+    mlp_ratio: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        norm = partial(LayerNorm, dtype=self.dtype)
+        x = x + SelfAttention(self.num_heads, self.dtype, name="attn")(
+            norm(name="norm1")(x)
+        )
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")
+        return x + mlp(norm(name="norm2")(x))
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm self-attention among queries, cross-attention to the memory, MLP."""
+
+    num_heads: int
+    use_self_attention: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], memory: Float[Array, "b m d"]
+    ) -> Float[Array, "b n d"]:
+        norm = partial(LayerNorm, dtype=self.dtype)
+        if self.use_self_attention:
+            attn = SelfAttention(self.num_heads, self.dtype, name="attn")
+            x = x + attn(norm(name="norm1")(x))
+        cross = CrossAttention(self.num_heads, self.dtype, name="cross_attn")
+        x = x + cross(norm(name="norm_cross")(x), memory)
+        mlp = Mlp(4 * x.shape[-1], self.dtype, name="mlp")  # ratio 4: MAE's decoder
+        return x + mlp(norm(name="norm2")(x))
+
+
+def layer_norm(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
+    """Zero mean and unit variance over the last axis, no parameters, in float32."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    var = jnp.var(x, axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(var + 1e-6)
