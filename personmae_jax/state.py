@@ -1,0 +1,47 @@
+"""Everything that a run carries from step to step: arrays only."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from personmae_jax.config import Config
+from personmae_jax.models import personmae
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """State before step `step`; no keys and no functions, those follow from config.
+
+    Attributes:
+      step: Number of updates made.
+      params: "encoder", "pixel_predictor" and, unless off, "feature_predictor".
+      teacher_params: Moving average of `params["encoder"]`.
+      target_mean: Running mean per channel of the teacher's normalised features;
+        stays zero unless `config.loss.centre_momentum` is set.
+      opt_state: Of the optax transformation.
+    """
+
+    step: Int[Array, ""] | PyTree
+    params: dict[str, Any]
+    teacher_params: dict[str, Any]
+    target_mean: Float[Array, " d"] | PyTree
+    opt_state: PyTree
+
+
+def create_state(
+    cfg: Config, tx: optax.GradientTransformation, key: Array
+) -> TrainState:
+    """Returns the initial state; the teacher starts as a copy of the student."""
+    params = personmae.init_params(cfg, key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        teacher_params=jax.tree.map(jnp.copy, params["encoder"]),
+        target_mean=jnp.zeros((cfg.encoder.width,), jnp.float32),
+        opt_state=tx.init(params),
+    )
