@@ -52,7 +52,11 @@ def load_encoder(
 
     def apply(params: dict[str, Any], images: "Array") -> "Array":
         expected = (cfg.data.height, cfg.data.width, 3)
-        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != jnp.uint8:
+        if (
+            images.ndim != 4
+            or images.shape[1:] != expected
+            or images.dtype != jnp.uint8
+        ):
             raise ValueError(
                 f"images are {images.dtype}{list(images.shape)}; this encoder takes "
                 f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"

@@ -12,11 +12,10 @@ TransReID-SSL = 2111.12084. "ours" marks a choice of this project.
 import dataclasses
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-_settings = dataclasses.dataclass(slots=True, kw_only=True)
 
-
-@_settings
+@dataclass(slots=True, kw_only=True)
 class EncoderConfig:
     """Plain pre-norm ViT: cls token, fixed sine-cosine positions, erf GELU."""
 
@@ -27,7 +26,7 @@ class EncoderConfig:
     patch_size: int = 16  # pixels; TransReID, HAP
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class PredictorConfig:
     """A Transformer decoder from RegionA's tokens to RegionB's patches."""
 
@@ -39,7 +38,7 @@ class PredictorConfig:
     use_self_attention: bool = True  # among the queries; CrossMAE does without
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class RegionsConfig:
     """How RegionA and RegionB are cut from one image."""
 
@@ -52,7 +51,7 @@ class RegionsConfig:
     min_overlap: float = 0.0  # least intersection over the smaller region's area
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class MasksConfig:
     """Which patches of RegionA are hidden: exactly round(ratio * patches)."""
 
@@ -63,7 +62,7 @@ class MasksConfig:
     max_aspect: float = 3.3
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class LossConfig:
     """What is predicted about RegionB, and how the two losses are weighed."""
 
@@ -77,7 +76,7 @@ class LossConfig:
     centre_momentum: float | None = None
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class TeacherConfig:
     """Decay of the moving average of the encoder that makes the feature target.
 
@@ -94,7 +93,7 @@ class TeacherConfig:
     max_decay: float = 0.9999  # at 0.99999 float32 loses the update
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay to zero; MAE, HAP."""
 
@@ -106,7 +105,7 @@ class OptimConfig:
     clip_norm: float | None = None  # global gradient norm; None: off
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class TrainConfig:
     seed: int = 0
     batch_size: int = 4096  # images, over all devices and hosts; MAE
@@ -118,7 +117,7 @@ class TrainConfig:
     matmul_dtype: str = "auto"
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class SyntheticConfig:
     """Drawn pedestrians: identities x cameras x shots records."""
 
@@ -129,7 +128,7 @@ class SyntheticConfig:
     seed: int = 0
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class DataConfig:
     source: str = "tfds"  # "tfds" (ArrayRecord), "folder" of images, or "synthetic"
     path: str | None = None  # of the tfds data set or of the folder
@@ -138,7 +137,7 @@ class DataConfig:
     width: int = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    num_threads: int = 16  # that decode ahead; grain's default
+    num_threads: int = 16  # that share the rows of a batch; grain's default
     num_workers: int = 0  # worker processes, each with num_threads; 0: this process
     max_pixels: int = 50_000_000  # of one image; a larger one counts as bad; ours
     min_side: int = 8  # pixels; a smaller one counts as bad; ours
@@ -147,20 +146,20 @@ class DataConfig:
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 3  # latest checkpoints; the initial state, step 0, is always kept
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class LogConfig:
     every_steps: int = 50
     pictures_every_steps: int = 1000
     num_pictures: int = 8  # rows in one picture
 
 
-@_settings
+@dataclass(slots=True, kw_only=True)
 class Config:
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     pixel_predictor: PredictorConfig = dataclasses.field(

@@ -142,6 +142,7 @@ def average_micro_batches(fn: Callable[[Batch], Any], batch: Batch, count: int) 
     """Averages fn over `count` equal parts of a batch, one part in memory at a time.
 
     Part j holds rows j, j + count, ...: every device keeps the rows that it has.
+    A statistic over rows, such as `teacher_std`, becomes the mean of the parts' own.
     """
     if count == 1:
         return fn(batch)

@@ -1,0 +1,19 @@
+"""PersonMAE ViT-S on LUPerson: 300 epochs, batch 4096, 256 x 128 pixels.
+
+Source: arXiv 2311.04496 (the paper's encoders are S and B);
+`personmae_jax/config.py` says where each setting comes from.
+
+Command: python launch/pretrain.py --config=configs/vits.py
+  --config.data.path=DIR --workdir=WORKDIR
+Data: LUPerson, 4.18 M crops without labels: 306,000 steps.
+Hardware: TPU or GPU; nobody has run it in full yet, so no time and no number stand
+here.
+"""
+
+from personmae_jax.config import Config, EncoderConfig
+
+
+def get_config() -> Config:
+    cfg = Config()
+    cfg.encoder = EncoderConfig(width=384, depth=12, num_heads=6)
+    return cfg

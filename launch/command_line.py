@@ -1,0 +1,93 @@
+"""Flags and exit codes, the same for every launcher.
+
+0 finished; 1 a failure, one line; 2 wrong arguments or configuration, before any work
+was done; 75 interrupted and saved, start again.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from personmae_jax.config import Config, field_paths, nearest_field
+from personmae_jax.errors import ConfigError, RunError
+
+
+def define_config() -> Callable[[], Config]:
+    """Defines `--config` and its overrides; returns what reads them after parsing."""
+    flag = config_flags.DEFINE_config_file(
+        "config", help_string="A file of configs/; --config.FIELD=VALUE overrides."
+    )
+
+    def read() -> Config:
+        if flag.value is None:
+            raise ConfigError("no --config: try --config=configs/quickstart.py")
+        file = flags.FLAGS["config"].config_filename
+        if not pathlib.Path(file).is_file():
+            raise ConfigError(f"--config={file}: there is no such file; see configs/")
+        if not isinstance(flag.value, Config):
+            raise ConfigError(
+                f"--config: get_config() returned {type(flag.value).__name__}; it must "
+                "return personmae_jax.config.Config"
+            )
+        return flag.value
+
+    return read
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, calls `main` and leaves with its exit code."""
+    sys.exit(app.run(lambda _: _guarded(main), flags_parser=_parse))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses as absl does, but every mistake is one sentence and exit code 2."""
+    try:
+        _refuse_unknown_fields(argv)
+        rest = app.parse_flags_with_usage(argv)[1:]
+        if rest:
+            raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
+        return argv[:1]
+    except SystemExit as e:  # --help leaves with 0 or 1, a wrong flag with 1
+        sys.exit(2 if e.code == 1 and not _asks_help(argv) else 0)
+    except ConfigError as e:
+        _leave(2, e)
+    except Exception as e:  # a stranger's config file may raise anything
+        _leave(2, f"--config: {type(e).__name__}: {e}")
+
+
+def _refuse_unknown_fields(argv: list[str]) -> None:
+    known = dict(field_paths(Config()))
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        path = name.removeprefix("config.").removeprefix("noconfig.")
+        if argument.startswith("-") and path != name and path not in known:
+            raise ConfigError(
+                f"there is no setting --{name}; "
+                f"did you mean --config.{nearest_field(Config(), path)}?"
+            )
+
+
+def _asks_help(argv: list[str]) -> bool:
+    return any(a.lstrip("-") in ("help", "helpfull", "helpshort") for a in argv)
+
+
+def _guarded(main: Callable[[], int | None]) -> int:
+    if flags.FLAGS["verbosity"].value == logging.INFO:  # what absl makes the default
+        # Orbax and jax tell at INFO what only their developers want to know.
+        logging.set_verbosity(logging.WARNING)
+    try:
+        return main() or 0
+    except ConfigError as e:
+        _leave(2, e)
+    except RunError as e:
+        _leave(1, e)
+
+
+def _leave(code: int, error: object) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,39 @@
+"""Pretrains PersonMAE.
+
+Example: python launch/pretrain.py --config=configs/quickstart.py
+  --workdir=runs/quickstart --config.train.steps=100
+
+Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
+2 wrong settings, 75 interrupted and saved.
+"""
+
+import pathlib
+
+import command_line
+from absl import flags
+
+_CONFIG = command_line.define_config()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
+)
+
+
+def main() -> int:
+    cfg = _CONFIG()
+    # Wrong settings are said before jax is even imported.
+    from personmae_jax.config_check import check
+    from personmae_jax.data.records import open_records
+
+    check(cfg)
+    records = open_records(cfg.data)
+
+    from personmae_jax import distributed, train_loop
+
+    distributed.initialize()
+    config_file = flags.FLAGS["config"].config_filename
+    workdir = _WORKDIR.value or f"runs/{pathlib.Path(config_file).stem}"
+    return train_loop.run(cfg, workdir, records)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,1 @@
+"""From encoded images to batches of two regions and one mask, on the host."""

@@ -1,0 +1,77 @@
+"""The account of images that cannot be used, kept where batches are consumed."""
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int8, Int64
+
+from personmae_jax.data.images import Outcome
+from personmae_jax.data.records import Records
+from personmae_jax.errors import RunError
+
+_NUM_NAMED = 20
+
+
+class BadRecords:
+    """Counts bad and converted records, names each bad one once, stops at too many."""
+
+    def __init__(self, records: Records, max_fraction: float):
+        """Starts an empty account.
+
+        Args:
+          records: Where the batches' records come from.
+          max_fraction: Distinct bad records over all records, above which `count`
+            raises.
+        """
+        self._records = records
+        self._max_fraction = max_fraction
+        self._outcomes: dict[int, Outcome] = {}  # of the distinct bad records
+
+    def count(
+        self, record: Int64[np.ndarray, " b"], outcome: Int8[np.ndarray, " b"]
+    ) -> dict[str, int]:
+        """Takes note of one batch.
+
+        Args:
+          record: The records drawn.
+          outcome: What became of each.
+
+        Returns:
+          `bad_images` (replaced by others) and `converted_images` of this batch.
+
+        Raises:
+          RunError: Too many distinct records have been bad so far; it lists them.
+        """
+        outcomes = [Outcome(value) for value in outcome.tolist()]
+        bad = [
+            (index, reason)
+            for index, reason in zip(record.tolist(), outcomes, strict=True)
+            if reason.is_bad
+        ]
+        for index, reason in bad:
+            if index not in self._outcomes:
+                self._outcomes[index] = reason
+                logging.warning(
+                    "replaced a bad image: %s",
+                    describe_bad(self._records, [(index, reason)]),
+                )
+        if len(self._outcomes) > self._max_fraction * len(self._records):
+            raise RunError(
+                f"{len(self._outcomes)} of {len(self._records)} images are bad, more "
+                f"than config.data.max_bad_fraction={self._max_fraction:g} allows: "
+                f"{describe_bad(self._records, list(self._outcomes.items()))}; mend "
+                "or remove them, or raise the limit"
+            )
+        return {
+            "bad_images": len(bad),
+            "converted_images": sum(one.is_converted for one in outcomes),
+        }
+
+
+def describe_bad(records: Records, bad: list[tuple[int, Outcome]]) -> str:
+    """The first 20 records by name, each with its reason."""
+    named = [
+        f"{records.name(index)} ({outcome.reason})"
+        for index, outcome in bad[:_NUM_NAMED]
+    ]
+    more = len(bad) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")

@@ -1,0 +1,250 @@
+"""Random-access sources of encoded images: a folder, a tfds data set, or drawn ones."""
+
+import os
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from absl import logging
+
+from personmae_jax.config import DataConfig, SyntheticConfig
+from personmae_jax.data import synthetic
+from personmae_jax.errors import ConfigError
+
+_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".pnm")
+)
+_NAME_FEATURES = ("name", "filename", "image/filename")
+_PREPARE = "python launch/prepare_data.py --source PATH --out DIR"
+
+
+@runtime_checkable
+class Records(Protocol):
+    """Encoded images by index; picklable, and read by many threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+          OSError: It cannot be read.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person finds the image by; never raises."""
+        ...
+
+
+def open_records(cfg: DataConfig) -> Records:
+    """Opens what `cfg.source` and `cfg.path` name; `cfg.path` is set if needed.
+
+    Raises:
+      ConfigError: There are no images to read there.
+    """
+    if cfg.source == "synthetic":
+        return SyntheticRecords(cfg.synthetic)
+    if cfg.path is None or not os.path.isdir(cfg.path):
+        what = "is not a folder" if os.path.exists(cfg.path or "") else "does not exist"
+        raise ConfigError(
+            f"config.data.path={cfg.path!r} {what}; set --config.data.path to "
+            f"a local or mounted data set (made with `{_PREPARE}`), or train on "
+            "drawn pedestrians with --config=configs/quickstart.py"
+        )
+    if cfg.source == "folder":
+        return FolderRecords(cfg.path)
+    return TfdsRecords(cfg.path, cfg.split)
+
+
+class SyntheticRecords:
+    """Drawn pedestrians: every identity in every camera in several shots."""
+
+    def __init__(self, cfg: SyntheticConfig):
+        self._cfg = cfg
+
+    def __len__(self) -> int:
+        return self._cfg.identities * self._cfg.cameras * self._cfg.shots
+
+    def read(self, index: int) -> bytes:
+        return synthetic.encode_pedestrian(self._cfg.seed, *self._place(index))
+
+    def name(self, index: int) -> str:
+        identity, camera, shot = self._place(index)
+        return f"identity {identity} camera {camera} shot {shot}"
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        rest, shot = divmod(index, self._cfg.shots)
+        identity, camera = divmod(rest, self._cfg.cameras)
+        return self._cfg.first_identity + identity, camera, shot
+
+
+class FolderRecords:
+    """Every image file under a folder, sorted by relative path.
+
+    Sorted by bytes, so that the order is the same on every machine. Names are held
+    end to end in one `bytes`: 4 million take 200 MB, and pickle at once.
+    """
+
+    def __init__(self, root: str):
+        """Lists the folder.
+
+        Args:
+          root: The folder. Hidden files and folders are skipped, files without a
+            known suffix are left out; links are followed, each folder listed once.
+
+        Raises:
+          ConfigError: It holds no image, or a folder in it cannot be listed.
+        """
+        self._root = root
+        names, num_others = _list_images(root)
+        if not names:
+            raise ConfigError(
+                f"config.data.path={root!r} holds no image "
+                f"({num_others} files without a known suffix); a folder source needs "
+                f"files named {', '.join(sorted(_SUFFIXES))}"
+            )
+        names.sort()
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._names = b"".join(names)
+        logging.info(
+            "%s: %d images; %d files without a known image suffix left out",
+            root,
+            len(names),
+            num_others,
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, index: int) -> bytes:
+        path = os.path.join(os.fsencode(self._root), self._path(index))
+        with open(path, "rb") as file:
+            return file.read()
+
+    def name(self, index: int) -> str:
+        return self._path(index).decode("utf-8", "backslashreplace")
+
+    def _path(self, index: int) -> bytes:
+        start = self._ends[index - 1] if index else 0
+        return self._names[start : self._ends[index]]
+
+
+def _list_images(root: str) -> tuple[list[bytes], int]:
+    """Relative paths of images, unsorted, and the number of other files."""
+    names, num_others = [], 0
+    folders, seen = [b""], set()
+    while folders:
+        folder = folders.pop()
+        path = os.path.join(os.fsencode(root), folder)
+        subfolders = []
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                continue  # a link to a folder already listed, or to one above
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith(b"."):
+                        continue
+                    name = os.path.join(folder, entry.name)
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    if entry.is_dir():
+                        subfolders.append(name)
+                    # A dangling link is listed, and counted as bad when it is read.
+                    elif os.fsdecode(suffix) in _SUFFIXES and (
+                        entry.is_file() or entry.is_symlink()
+                    ):
+                        names.append(name)
+                    else:
+                        num_others += 1
+        except OSError as error:
+            raise ConfigError(
+                f"config.data.path: {os.fsdecode(path)!r} cannot be listed "
+                f"({error.strerror}); make it readable or leave it out"
+            ) from error
+        # In order, so that of two links to one folder always the same one counts.
+        folders.extend(sorted(subfolders, reverse=True))
+    return names, num_others
+
+
+class TfdsRecords:
+    """The `image` feature of a tfds data set, still encoded; no TensorFlow."""
+
+    def __init__(self, path: str, split: str):
+        """Opens the data set.
+
+        Args:
+          path: The folder that holds `dataset_info.json`.
+          split: A split's name, or tfds's slice of one (`train[:10%]`).
+
+        Raises:
+          ConfigError: It is no such data set, or has no such split or no images.
+        """
+        import tensorflow_datasets as tfds  # 1 s, so only when used
+
+        self._path, self._split = path, split
+        where = f"config.data.path={path!r}"
+        try:
+            builder = tfds.builder_from_directory(path)
+            features = builder.info.features
+        except Exception as error:
+            raise ConfigError(
+                f"{where} is not a tfds data set ({_first_line(error)}); make one "
+                f"with `{_PREPARE}`, or read plain files with "
+                "--config.data.source=folder"
+            ) from error
+        is_dict = isinstance(features, tfds.features.FeaturesDict)
+        features = dict(features.items()) if is_dict else {}
+        if not isinstance(features.get("image"), tfds.features.Image):
+            raise ConfigError(
+                f"{where} has no image feature named `image` (it has "
+                f"{', '.join(features) or 'none'}); make a data set that has one "
+                f"with `{_PREPARE}`"
+            )
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        try:
+            self._examples = builder.as_data_source(split, decoders=encoded)
+            if not len(self._examples):
+                raise ValueError("it is empty")
+        except Exception as error:
+            raise ConfigError(
+                f"config.data.split={split!r} of {where} cannot be opened "
+                f"({_first_line(error)}); its splits are "
+                f"{', '.join(builder.info.splits) or 'none'}, and it must be stored "
+                "as ArrayRecord"
+            ) from error
+        self._name_feature = next(
+            (
+                name
+                for name in _NAME_FEATURES
+                if isinstance(features.get(name), tfds.features.Text)
+            ),
+            None,
+        )
+
+    def __reduce__(self):
+        return TfdsRecords, (self._path, self._split)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self._examples[index]["image"]
+        except Exception as error:  # array_record and protobuf have no common one
+            place = f"{self._split}[{index}]"
+            raise OSError(f"{place}: {_first_line(error)}") from error
+
+    def name(self, index: int) -> str:
+        place = f"{self._split}[{index}]"
+        if self._name_feature is None:
+            return place
+        try:
+            return self._examples[index][self._name_feature].decode() or place
+        except Exception:
+            return place
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,110 @@
+"""Joins the processes of a run, and makes SIGTERM and Ctrl-C end it in good order."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+import jax
+from absl import logging
+
+from personmae_jax.errors import ConfigError, first_line
+
+_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+# Ours for as long as this process lives: see `_reserve_port`.
+_reserved: list[socket.socket] = []
+
+
+def initialize() -> None:
+    """Finds the other processes of this run, or starts a run of one process.
+
+    Call it before any device work. From then on SIGTERM no longer kills: it makes
+    `Checkpoints.reached_preemption` true on all hosts at the same step. The first
+    Ctrl-C does the same, the second one leaves at once.
+
+    Clusters that `jax.distributed.initialize` knows (Cloud TPU, GKE, Slurm, Open MPI)
+    are found by it. Elsewhere every process is told by JAX_COORDINATOR_ADDRESS
+    (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
+
+    Raises:
+      ConfigError: Some but not all of these are set.
+    """
+    try:
+        jax.distributed.initialize(  # reads JAX_COORDINATOR_ADDRESS itself
+            num_processes=_read_number("JAX_NUM_PROCESSES"),
+            process_id=_read_number("JAX_PROCESS_ID"),
+        )
+    except ValueError as e:
+        if any(name in os.environ for name in _VARIABLES):
+            raise ConfigError(
+                f"{', '.join(_VARIABLES)} do not make a cluster ({first_line(e)}); "
+                "set all three, or none for a run of one process"
+            ) from e
+        # Its way to say that there is no cluster.
+        if "coordinator_address should be defined" not in str(e):
+            raise
+        address = f"127.0.0.1:{_reserve_port()}"
+        jax.distributed.initialize(
+            address,
+            num_processes=1,
+            process_id=0,
+            coordinator_bind_address=address,  # the default is all interfaces
+            # Else a process that was suspended for long would count as dead.
+            heartbeat_timeout_seconds=10**6,
+        )
+    _catch_interrupts()
+
+
+def _read_number(name: str) -> int | None:
+    return int(os.environ[name]) if name in os.environ else None
+
+
+def _reserve_port() -> int:
+    """A port of the loopback interface that no other run on this machine gets.
+
+    gRPC listens with SO_REUSEPORT, so two runs on one port would not fail but mix.
+    The kernel gives no port away that a socket is bound to, listening or not, hence
+    this one stays open.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("127.0.0.1", 0))
+    _reserved.append(holder)
+    return holder.getsockname()[1]
+
+
+def _catch_interrupts() -> None:
+    """Turns the first SIGINT into a SIGTERM, and leaves at the second.
+
+    Python calls signal handlers in the main thread only, which may be inside XLA for
+    minutes. So a thread of its own reads the signals from the wake-up pipe.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda *_: None)  # without it none reaches the pipe
+    threading.Thread(
+        target=_wait_for_interrupts, args=(reader,), name="interrupts", daemon=True
+    ).start()
+
+
+def _wait_for_interrupts(reader: int) -> None:
+    num_interrupts = 0
+    while True:
+        if os.read(reader, 1) != bytes([signal.SIGINT]):
+            continue
+        num_interrupts += 1
+        if num_interrupts == 1:
+            logging.warning(
+                "Interrupted: saving a checkpoint; press Ctrl-C again to leave at once."
+            )
+            # jax's handler of SIGTERM tells the other hosts.
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
+            os._exit(_EXIT_CODE)

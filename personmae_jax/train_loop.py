@@ -1,0 +1,122 @@
+"""The host loop: data, step, metrics, pictures, checkpoints."""
+
+import contextlib
+import dataclasses
+import time
+
+import jax
+
+from personmae_jax import experiment as experiments
+from personmae_jax import sharding
+from personmae_jax.checkpoint import Checkpoints
+from personmae_jax.config import Config
+from personmae_jax.data.pipeline import PretrainBatches
+from personmae_jax.data.records import Records
+from personmae_jax.experiment import Experiment
+from personmae_jax.report import Report, summarise
+from personmae_jax.state import TrainState
+from personmae_jax.workdir import Workdir, open_path
+
+FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
+
+
+def run(cfg: Config, workdir: str, records: Records) -> int:
+    """Trains to the last step or until interrupted; resumes what `workdir` holds.
+
+    Args:
+      cfg: The settings, checked.
+      workdir: A local folder or gs://...
+      records: The encoded images.
+
+    Returns:
+      The exit code, FINISHED or INTERRUPTED.
+
+    Raises:
+      ConfigError: The settings do not fit the devices, the data or the workdir.
+      RunError: The run had to stop: a non-finite loss, too many bad images, a full
+        disk. Checkpoints saved before are good.
+    """
+    num_steps = experiments.count_steps(cfg, len(records))
+    experiment = experiments.build(cfg, sharding.make_mesh(), num_steps)
+    path, is_main = open_path(workdir), jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(Workdir(workdir, cfg)) if is_main else None
+        checkpoints = stack.enter_context(
+            Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
+        )
+        start = checkpoints.latest_step()
+        if start is not None and start >= num_steps:
+            print(f"{path} holds a finished run of {start} steps: nothing to do.")
+            return FINISHED
+        if start is None:
+            start, state = 0, experiment.init_state()
+            checkpoints.save(0, state)
+        else:
+            state = checkpoints.restore(experiment.abstract_state, start)
+        if is_main:
+            print(_describe(experiment, len(records), start), flush=True)
+        batches = PretrainBatches(
+            records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
+        )
+        stream = stack.enter_context(
+            contextlib.closing(batches.iterate(start, num_steps))
+        )
+        report = stack.enter_context(
+            Report(experiment, path if is_main else None, records, batches, start)
+        )
+        last = _loop(experiment, state, start, stream, report, checkpoints, lock)
+    if last < num_steps:
+        print(f"Interrupted: saved step {last} of {num_steps}; start again to go on.")
+        return INTERRUPTED
+    if is_main:
+        print(summarise(path, num_steps))
+    return FINISHED
+
+
+def _loop(
+    experiment: Experiment,
+    state: TrainState,
+    start: int,
+    stream,
+    report: Report,
+    checkpoints: Checkpoints,
+    lock: Workdir | None,
+) -> int:
+    """Returns the last step, which is saved: `num_steps` unless interrupted."""
+    cfg, num_steps = experiment.cfg, experiment.num_steps
+    with jax.transfer_guard("disallow"):
+        for step in range(start + 1, num_steps + 1):
+            asked_at = time.monotonic()
+            rows = next(stream)
+            data_seconds = time.monotonic() - asked_at
+            batch = sharding.to_devices(
+                {name: rows[name] for name in experiment.abstract_batch},
+                experiment.mesh,
+            )
+            state, metrics = experiment.train_step(state, batch)
+            report.note(step, metrics, rows, data_seconds)
+            is_last = step == num_steps or checkpoints.reached_preemption(step)
+            if is_last or step % cfg.checkpoint.every_steps == 0:
+                # Only what was seen finite is saved, so the last checkpoint is good.
+                report.write(state.params if step == num_steps else None)
+                report.flush()
+                if lock is not None:
+                    lock.check_held()
+                checkpoints.save(step, state)
+            if step == num_steps or step % cfg.log.pictures_every_steps == 0:
+                report.write_picture(step, state.params)
+            if is_last:
+                break
+    return step
+
+
+def _describe(experiment: Experiment, num_records: int, start: int) -> str:
+    cfg, devices = experiment.cfg, experiment.mesh.devices
+    encoder, data = cfg.encoder, cfg.data
+    first = f"from step {start} " if start else ""
+    return (
+        f"ViT {encoder.width}/{encoder.depth}/{encoder.num_heads} on {data.height} x "
+        f"{data.width} pixels, {num_records:,} {data.source} records; {first}to step "
+        f"{experiment.num_steps:,}, {cfg.train.batch_size:,} images a step, on "
+        f"{devices.size} {devices.flat[0].device_kind}; compiling ..."
+    )

@@ -1,0 +1,115 @@
+"""The order of the layers: a file imports only from files above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "personmae_jax"
+
+# From the ground up; of one line, from left to right. A new file gets its place here.
+ORDER = """
+errors config config_check config_json revision lock
+trees patches
+data.regions data.masks data.images
+data.synthetic_person data.synthetic_body data.synthetic_scene
+data.synthetic_occluders data.synthetic
+data.records data.bad_records data.pipeline data.prepare
+models.posembed models.layers models.encoder models.predictor models.personmae
+losses optim sharding state train_step
+torch_weights
+reid.datasets reid.features reid.retrieval
+metrics pictures
+workdir distributed checkpoint
+experiment
+report train_loop
+reid.finetune preflight
+__init__
+""".split()
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports here are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layers_of(path: Path) -> set[str]:
+    """Our own files among the imports, as ORDER names them."""
+    layers = set()
+    for name in imports_of(path):
+        first, *rest = name.split(".")
+        if first == "personmae_jax":
+            found = [".".join(rest[:n]) for n in (2, 1) if ".".join(rest[:n]) in ORDER]
+            layers.add(found[0] if found else "__init__")
+    return layers
+
+
+def libraries_of(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_only_from_files_above_it(path):
+    module = module_of(path)
+    if module.endswith(".__init__"):
+        assert not imports_of(path)
+        return
+    assert module in ORDER, f"give {module} its place in ORDER"
+    below = {
+        name for name in layers_of(path) if ORDER.index(name) >= ORDER.index(module)
+    }
+    assert not below, f"{module} must not import {below}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_file_exceeds_300_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_nothing_imports_torch_or_tensorflow():
+    for path in FILES:
+        assert not libraries_of(path) & {"torch", "tensorflow"}, path
+
+
+def test_flax_lives_behind_one_door():
+    for path in FILES:
+        module = module_of(path)
+        if not module.startswith("models."):
+            assert "flax" not in libraries_of(path), path
+            inner = {x for x in layers_of(path) if x.startswith("models.")}
+            assert inner <= {"models.personmae"}, path
+
+
+def test_settings_and_data_do_without_jax():
+    """Wrong settings are said, and workers start, before any device is asked for."""
+    jax_free = ORDER[: ORDER.index("trees")]
+    for path in FILES:
+        if module_of(path) in jax_free or module_of(path).startswith("data."):
+            assert not libraries_of(path) & {"jax", "flax", "optax", "orbax"}, path
+
+
+def test_only_sharding_names_an_axis():
+    for path in FILES:
+        if module_of(path) != "sharding":
+            assert not {n for n in imports_of(path) if n.endswith("PartitionSpec")}, (
+                path
+            )
+
+
+@pytest.mark.parametrize("folder", ["launch", "configs"])
+def test_nothing_in_the_package_imports_what_stands_on_it(folder):
+    for path in FILES:
+        assert folder not in libraries_of(path), path

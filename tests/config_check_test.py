@@ -1,0 +1,167 @@
+"""Every setting that cannot train is refused with one sentence that helps."""
+
+import math
+
+import pytest
+from tiny import tiny_config
+
+from personmae_jax import config_check
+from personmae_jax.config import Config, field_paths
+from personmae_jax.config_check import check
+from personmae_jax.errors import ConfigError
+
+
+def synthetic() -> Config:
+    cfg = Config()
+    cfg.data.source = "synthetic"
+    return cfg
+
+
+def set_field(cfg: Config, path: str, value) -> None:
+    *sections, leaf = path.split(".")
+    for section in sections:
+        cfg = getattr(cfg, section)
+    setattr(cfg, leaf, value)
+
+
+def problems(device_count=None, **fields) -> str:
+    cfg = synthetic()
+    for path, value in fields.items():
+        set_field(cfg, path.replace("__", "."), value)
+    with pytest.raises(ConfigError) as error:
+        check(cfg, device_count)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("device_count", [None, 1, 8, 256])
+def test_the_defaults_on_drawn_pedestrians_pass(device_count):
+    check(synthetic(), device_count)
+    if device_count in (None, 1, 8):
+        check(tiny_config(), device_count)
+
+
+def test_every_setting_has_a_rule_or_needs_none():
+    """A new setting goes into _RANGES or _CHOICES, or with a reason onto this list."""
+    free = {
+        # Any of these is a path or a name of the user's.
+        *("data.path", "data.split"),
+        # Booleans.
+        *("pixel_predictor.use_self_attention", "feature_predictor.use_self_attention"),
+        "regions.same",
+        # Tuples, which have rules of their own.
+        *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
+        *("data.mean", "data.std"),
+    }
+    ruled = config_check._RANGES.keys() | config_check._CHOICES.keys()
+    assert not ruled & free
+    assert {path for path, _ in field_paths(Config())} == ruled | free
+
+
+def test_defaults_lie_in_their_ranges_and_choices():
+    fields = dict(field_paths(Config()))
+    for path, (low, high) in config_check._RANGES.items():
+        if fields[path] is not None:
+            assert low is None or fields[path] >= low, path
+            assert high is None or fields[path] <= high, path
+    for path, choices in config_check._CHOICES.items():
+        assert fields[path] in choices
+
+
+@pytest.mark.parametrize("path", config_check._RANGES)
+def test_numbers_out_of_range_are_refused_by_name(path):
+    low, high = config_check._RANGES[path]
+    values = [] if low is None else [low - 1, math.nan, -math.inf]
+    values += [math.inf] if high is None else [high + 1, math.inf]
+    for value in values:
+        text = problems(**{path.replace(".", "__"): value})
+        assert text.count("\n") == 0, text
+        assert f"config.{path}={value} is out of range: it must be" in text
+
+
+@pytest.mark.parametrize("path", config_check._CHOICES)
+def test_unknown_choices_are_refused_with_the_nearest_one(path):
+    choice = config_check._CHOICES[path][-1]
+    text = problems(**{path.replace(".", "__"): choice[:-1]})
+    assert f"config.{path}='{choice[:-1]}' is not one of" in text
+    assert f"did you mean --config.{path}={choice}?" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"data__height": 250},
+            "config.data.height=250 is not a multiple of config.encoder.patch_size=16; "
+            "use e.g. 240",
+        ),
+        ({"data__width": 8}, "config.data.width=8 .* use e.g. 16"),
+        (
+            {"encoder__width": 770},
+            "config.encoder.width=770 is not a multiple of num_heads=12 and of 4 .* "
+            "use e.g. 768",
+        ),
+        (
+            {"pixel_predictor__num_heads": 7},
+            "pixel_predictor.width=512 .* use e.g. 504",
+        ),
+        ({"feature_predictor__width": 6}, "feature_predictor.width=6 .* use e.g. 12"),
+        ({"pixel_predictor__memory_blocks": ()}, r"memory_blocks=\(\) must name one"),
+        ({"pixel_predictor__memory_blocks": (-1, 12)}, r"-12 \.\. 11"),
+        ({"feature_predictor__memory_blocks": (-1, 11)}, "none twice"),
+        ({"encoder__depth": 1}, r"memory_blocks=\(0, -1\) .*none twice; use .*\(-1,\)"),
+        (
+            {"loss__feature_weight": 0.0, "pixel_predictor__memory_blocks": (0,)},
+            "no predictor reads the encoder's last block",
+        ),
+        (
+            {"loss__pixel_weight": 0.0, "feature_predictor__memory_blocks": (3,)},
+            "no predictor reads the encoder's last block",
+        ),
+        (
+            {"loss__pixel_weight": 0.0, "loss__feature_weight": 0.0},
+            "both 0: nothing to learn",
+        ),
+        ({"regions__min_area": 0.9, "regions__max_area": 0.8}, "min_area=0.9 exceeds"),
+        ({"regions__min_aspect": 2.0}, "regions.min_aspect=2.0 exceeds max_aspect"),
+        ({"masks__min_aspect": 9.0}, "masks.min_aspect=9.0 exceeds max_aspect=3.3"),
+        ({"masks__ratio": 0.0}, "hides 0 of 128 patches; at least one"),
+        ({"masks__ratio": 1.0}, "hides 128 of 128 patches; at least one"),
+        ({"data__source": "tfds"}, "no data: give --config.data.path=DIR"),
+        ({"data__source": "folder"}, "no data: give --config.data.path=DIR"),
+        ({"data__std": (0.2, 0.0, 0.2)}, r"data.std=.* must be three numbers above 0"),
+        ({"data__mean": (0.5,)}, "data.mean=.* must be three numbers"),
+        ({"data__mean": (0.5, math.nan, 0.5)}, "data.mean=.* must be three numbers"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(fields, sentence):
+    text = problems(**fields)
+    assert text.count("\n") == 0, text
+    with pytest.raises(ConfigError, match=sentence):
+        raise ConfigError(text)
+
+
+def test_every_wrong_setting_is_said_at_once():
+    text = problems(optim__beta1=2.0, masks__kind="blok", train__accumulate=0)
+    assert len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "nearest"),
+    [(4095, 1, 4088), (4096, 3, 4080), (3, 1, 8)],
+)
+def test_a_batch_that_does_not_split_is_refused_with_one_that_does(
+    batch_size, accumulate, nearest
+):
+    fields = {"train__batch_size": batch_size, "train__accumulate": accumulate}
+    text = problems(8, **fields)
+    assert f"use a multiple of {8 * accumulate}, e.g. " in text
+    assert text.endswith(f"--config.train.batch_size={nearest}")
+    check_again = synthetic()
+    check_again.train.batch_size, check_again.train.accumulate = nearest, accumulate
+    check(check_again, 8)
+
+
+def test_the_size_of_a_predictor_that_is_off_does_not_matter():
+    cfg = synthetic()
+    cfg.loss.feature_weight, cfg.feature_predictor.width = 0.0, 6
+    check(cfg)

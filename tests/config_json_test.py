@@ -1,0 +1,77 @@
+import dataclasses
+import json
+
+import pytest
+
+from personmae_jax.config import Config, PredictorConfig, TrainConfig
+from personmae_jax.config_json import config_from_json, config_to_json, differences
+from personmae_jax.errors import ConfigError
+
+
+def changed() -> Config:
+    """A config in which values of every kind differ from the default."""
+    cfg = Config()
+    cfg.pixel_predictor = PredictorConfig(width=None, memory_blocks=(0, 3, -1))
+    cfg.train = TrainConfig(steps=7, seed=5)
+    cfg.train.epochs = 2
+    cfg.regions.same = True
+    cfg.optim.clip_norm = 1.0
+    cfg.data.mean = (0.1, 0.2, 0.3)
+    return cfg
+
+
+@pytest.mark.parametrize("cfg", [Config(), changed()])
+def test_there_and_back_is_the_same_config_with_types(cfg):
+    back = config_from_json(config_to_json(cfg))
+    assert back == cfg
+    assert type(back.train.epochs) is float
+    assert type(back.data.mean) is tuple
+    assert type(back.pixel_predictor.memory_blocks) is tuple
+
+
+def edit(section: str, field: str, value) -> str:
+    tree = json.loads(config_to_json(Config()))
+    tree[section][field] = value
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "no JSON object"),
+        (edit("encoder", "widht", 3), "config.encoder.widht is unknown"),
+        (edit("encoder", "width", "768"), 'config.encoder.width is "768"'),
+        (edit("encoder", "width", True), "config.encoder.width is true"),
+        (edit("data", "mean", [0.1, 0.2]), r"config.data.mean is \[0.1, 0.2\]"),
+        (edit("data", "mean", [0.1, 0.2, "x"]), r'config.data.mean\[2\] is "x"'),
+        (edit("data", "path", 3), "config.data.path is 3"),
+        ('{"encoder": {}}', "config.data is missing"),
+    ],
+)
+def test_what_this_code_did_not_write_is_refused_naming_the_field(text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_from_json(text)
+
+
+def test_differences_name_every_field_that_is_not_equal():
+    there = json.loads(config_to_json(Config()))
+    here = json.loads(config_to_json(changed()))
+    del there["train"]["epochs"]
+    found = differences(there, here)
+    assert found["config.regions.same"] == "false there, true here"
+    assert found["config.train.epochs"] == "absent there, 2 here"
+    assert (
+        found["config.data.mean"] == "[0.485, 0.456, 0.406] there, [0.1, 0.2, 0.3] here"
+    )
+    assert "config.encoder.width" not in found
+
+
+def test_every_field_is_in_the_json():
+    def count(cfg) -> int:
+        values = (getattr(cfg, f.name) for f in dataclasses.fields(cfg))
+        return sum(count(v) if dataclasses.is_dataclass(v) else 1 for v in values)
+
+    text = config_to_json(Config())
+    assert text.count('": ') - text.count('": {') == count(Config())

@@ -1,0 +1,23 @@
+"""What every test relies on: 8 CPU devices, strict shapes, no warning unseen."""
+
+import os
+
+import jax
+import pytest
+from absl import flags
+
+# Compiling is most of a test's time, and unoptimised it takes a quarter; XLA reads
+# this when the first device is asked for. jax 0.11 knows the first flag only.
+_QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+_QUICK = _QUICK[: 2 if jax.__version_info__ < (0, 11) else 1]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_QUICK])
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parsed_flags():
+    """Grain's worker processes refuse to start before absl flags are parsed."""
+    flags.FLAGS.mark_as_parsed()

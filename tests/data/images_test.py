@@ -1,0 +1,287 @@
+"""Promises about decoding whatever lies in a data set, and about cutting regions."""
+
+import io
+import pickle
+import random
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from personmae_jax.data import images
+from personmae_jax.data.images import BadImage, Outcome, crop_resize, decode
+from personmae_jax.data.regions import Box
+
+_LIMITS = {"max_pixels": 50_000_000, "min_side": 8}
+
+
+def _smooth(height=60, width=44) -> np.ndarray:
+    """A picture that survives JPEG, without any symmetry."""
+    small = np.random.default_rng(0).integers(40, 216, (4, 3, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _encode(pixels, name, mode=None, **options) -> bytes:
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, name, **options)
+    return file.getvalue()
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _bomb(side: int) -> bytes:
+    """A grey 1-bit PNG of side x side pixels, all black."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return len(content).to_bytes(4) + kind + content + crc.to_bytes(4)
+
+    pack = zlib.compressobj(9)
+    rows = b"".join(pack.compress(bytes(1 + side // 8)) for _ in range(side))
+    header = side.to_bytes(4) * 2 + bytes((1, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", rows + pack.flush())
+        + chunk(b"IEND", b"")
+    )
+
+
+def _assert_close(pixels, expected, mean_error):
+    assert pixels.shape == expected.shape
+    assert pixels.dtype == np.uint8
+    error = np.abs(pixels.astype(int) - expected.astype(int))
+    assert error.mean() < mean_error
+
+
+def _bad(data: bytes, **limits) -> Outcome:
+    with pytest.raises(BadImage) as caught:
+        decode(data, **(_LIMITS | limits))
+    return caught.value.outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("PPM", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_plain_pictures_of_every_format_decode_to_their_pixels(name, options):
+    pixels, outcome = decode(_encode(_smooth(), name, **options), **_LIMITS)
+    assert outcome is Outcome.PLAIN
+    _assert_close(pixels, _smooth(), 3 if name == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "PPM"])
+def test_greyscale_is_repeated(name):
+    pixels, outcome = decode(_encode(_smooth(), name, "L"), **_LIMITS)
+    assert outcome is Outcome.GREYSCALE
+    grey = np.asarray(Image.fromarray(_smooth()).convert("L"))
+    _assert_close(pixels, np.stack([grey] * 3, -1), 3 if name == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+def test_cmyk_is_converted(name):
+    # Pillow writes a JPEG's inks inverted, with Adobe's marker, as everybody does.
+    pixels, outcome = decode(_encode(_smooth(), name, "CMYK"), **_LIMITS)
+    assert outcome is Outcome.CMYK
+    _assert_close(pixels, _smooth(), 4)
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_not_clipped(name):
+    grey = np.linspace(0, 65535, 60 * 44).reshape(60, 44).astype(np.uint16)
+    pixels, outcome = decode(_encode(grey, name), **_LIMITS)
+    assert outcome is Outcome.SIXTEEN_BIT
+    np.testing.assert_array_equal(pixels, np.stack([grey >> 8] * 3, -1))
+
+
+def test_sixteen_bit_colour_is_scaled():
+    colour = np.random.default_rng(0).integers(0, 65536, (16, 16, 3)).astype(np.uint16)
+    data = cv2.imencode(".png", colour[..., ::-1])[1].tobytes()
+    pixels, outcome = decode(data, **_LIMITS)
+    assert outcome is Outcome.SIXTEEN_BIT
+    np.testing.assert_array_equal(pixels, colour >> 8)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(name, orientation):
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = Image.fromarray(_smooth())
+    if orientation > 1:
+        stored = stored.transpose(inverse[orientation])
+    options = {"lossless": True} if name == "WEBP" else {}
+    data = _encode(np.asarray(stored), name, exif=_exif(orientation), **options)
+    pixels, outcome = decode(data, **_LIMITS)
+    assert outcome is (Outcome.PLAIN if orientation == 1 else Outcome.ROTATED)
+    _assert_close(pixels, _smooth(), 3 if name == "JPEG" else 0.01)
+
+
+def test_a_broken_exif_block_does_not_lose_the_picture():
+    data = _encode(_smooth(), "JPEG", exif=_exif(6))
+    start = data.index(b"Exif\0\0") + 6
+    broken = data[:start] + b"\xee" * 20 + data[start + 20 :]
+    pixels, outcome = decode(broken, **_LIMITS)
+    assert outcome is Outcome.PLAIN
+    _assert_close(pixels, _smooth(), 3)
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(name):
+    frames = [Image.fromarray(255 - _smooth())]
+    options = {"lossless": True} if name == "WEBP" else {}
+    data = _encode(_smooth(), name, save_all=True, append_images=frames, **options)
+    pixels, outcome = decode(data, **_LIMITS)
+    assert outcome is Outcome.ANIMATED
+    _assert_close(pixels, _smooth(), 12 if name == "GIF" else 0.01)  # a GIF's palette
+
+
+def test_transparency_is_laid_on_white():
+    pixels = np.dstack([_smooth(), np.full((60, 44), 255, np.uint8)])
+    pixels[:30, :, 3] = 0
+    decoded, outcome = decode(_encode(pixels, "PNG"), **_LIMITS)
+    assert outcome is Outcome.ALPHA
+    assert (decoded[:30] == 255).all()
+    np.testing.assert_array_equal(decoded[30:], _smooth()[30:])
+
+
+def test_what_cannot_be_an_image_says_why():
+    jpeg, png = _encode(_smooth(), "JPEG"), _encode(_smooth(), "PNG")
+    assert _bad(b"") is Outcome.EMPTY
+    assert _bad(b"a note to self, named portrait.jpg") is Outcome.NOT_AN_IMAGE
+    assert _bad(b"%PDF-1.7 and more of it") is Outcome.NOT_AN_IMAGE
+    assert _bad(jpeg[: len(jpeg) // 2]) is Outcome.TRUNCATED
+    assert _bad(png[: len(png) // 2]) is Outcome.TRUNCATED
+    assert _bad(jpeg[:-2] + bytes(20) + jpeg[-2:]) is Outcome.DAMAGED
+    assert _bad(_encode(_smooth()[:1, :1], "PNG")) is Outcome.TOO_SMALL
+    assert _bad(_encode(_smooth(7, 80), "JPEG")) is Outcome.TOO_SMALL
+    floats = Image.fromarray(np.zeros((20, 20), np.float32))
+    file = io.BytesIO()
+    floats.save(file, "TIFF")
+    assert _bad(file.getvalue()) is Outcome.UNSUPPORTED
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "GIF"])
+def test_the_pixel_limit_holds_for_every_path(name):
+    data = _encode(_smooth(), name)
+    decode(data, max_pixels=60 * 44, min_side=8)
+    assert _bad(data, max_pixels=60 * 44 - 1) is Outcome.TOO_LARGE
+
+
+def test_a_decompression_bomb_costs_no_memory():
+    # A fresh process: the peak of this one may hide any growth.
+    program = """
+import resource, sys
+from personmae_jax.data.images import BadImage, decode
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = sys.stdin.buffer.read()
+start = peak()
+try:
+    decode(data, max_pixels=int(sys.argv[1]), min_side=8)
+except BadImage as bad:
+    print(bad.outcome.name, peak() - start)
+"""
+    bomb = _bomb(20_000)
+    assert len(bomb) < 100_000
+    for max_pixels in (50_000_000, 10**9):  # ours, and Pillow's own limit
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, str(max_pixels)],
+            input=bomb,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        outcome, kilobytes = done.stdout.split()
+        assert outcome == b"TOO_LARGE"
+        assert int(kilobytes) < 20_000  # decoded it would take 400 MB, or 50 as bits
+        assert not done.stderr
+
+
+def test_hostile_bytes_end_as_an_image_or_as_a_bad_one():
+    frames = [Image.fromarray(255 - _smooth())]
+    seeds = [
+        _encode(_smooth(), "JPEG", exif=_exif(6)),
+        _encode(_smooth(), "JPEG", "CMYK"),
+        _encode(_smooth(), "PNG", "P", exif=_exif(3)),
+        _encode(_smooth(), "PNG", "RGBA"),
+        _encode(_smooth(), "GIF", save_all=True, append_images=frames),
+        _encode(_smooth(), "WEBP"),
+        _encode(_smooth(), "TIFF"),
+        _encode(_smooth(), "BMP"),
+        _encode(_smooth(), "PPM"),
+    ]
+    chance = random.Random(0)
+    num_bad = 0
+    for number in range(900):
+        data = bytearray(seeds[number % len(seeds)])
+        if chance.random() < 0.3:
+            del data[chance.randrange(len(data)) :]
+        for _ in range(chance.choice((1, 3, 20))):
+            if data:
+                place = chance.randrange(min(len(data), chance.choice((64, 10**6))))
+                data[place] = chance.randrange(256)
+        try:
+            pixels, _ = decode(bytes(data), max_pixels=10**6, min_side=8)
+            assert pixels.dtype == np.uint8
+        except BadImage:
+            num_bad += 1
+    assert 200 < num_bad < 900
+
+
+def test_every_outcome_fits_an_int8_and_has_a_reason():
+    for outcome in Outcome:
+        assert np.int8(outcome) == outcome
+        assert outcome.reason
+        assert outcome.is_bad + outcome.is_converted == (outcome != Outcome.PLAIN)
+    assert pickle.loads(pickle.dumps(Outcome.CMYK)) is Outcome.CMYK
+    assert str(BadImage(Outcome.EMPTY)) == "empty"
+
+
+def test_crop_resize_cuts_the_box_into_the_given_array():
+    image = _smooth(120, 80)
+    batch = np.zeros((2, 20, 30, 3), np.uint8)
+    crop_resize(image, Box(15, 7, 20, 30), batch[1])
+    np.testing.assert_array_equal(batch[1], image[15:35, 7:37])
+    assert not batch[0].any()
+
+
+def test_crop_resize_is_bicubic_and_does_not_alias():
+    image = _smooth(50, 40)
+    out = np.zeros((100, 80, 3), np.uint8)
+    crop_resize(image, Box(0, 0, 50, 40), out)
+    expected = Image.fromarray(image).resize((80, 100), Image.Resampling.BICUBIC)
+    _assert_close(out, np.asarray(expected), 1)
+    # A fine checkerboard shrunk eightfold is an even grey.
+    checks = np.indices((800, 640)).sum(0) % 2 * 255
+    board = np.repeat(checks[..., None], 3, -1).astype(np.uint8)
+    crop_resize(board, Box(0, 0, 797, 635), out)
+    assert np.abs(out.astype(int) - 127).max() < 12
+
+
+def test_opencv_starts_no_threads_of_its_own():
+    assert images.cv2.getNumThreads() <= 1

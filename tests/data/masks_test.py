@@ -1,0 +1,81 @@
+"""Promises about which patches of RegionA are hidden."""
+
+import numpy as np
+import pytest
+
+from personmae_jax.config import MasksConfig
+from personmae_jax.data.masks import sample_visible
+
+
+def _hidden(rows, columns, cfg, num, seed=0):
+    """Bool (num, rows, columns), True where a patch is hidden."""
+    rng = np.random.default_rng(seed)
+    hidden = np.ones((num, rows * columns), bool)
+    for row in hidden:
+        row[sample_visible(rng, rows, columns, cfg)] = False
+    return hidden.reshape(num, rows, columns)
+
+
+def _hidden_neighbours(hidden):
+    """Mean number of hidden ones among a hidden patch's four neighbours."""
+    pairs = (hidden[:, 1:] & hidden[:, :-1]).sum()
+    pairs += (hidden[:, :, 1:] & hidden[:, :, :-1]).sum()
+    return 2 * pairs / hidden.sum()
+
+
+@pytest.mark.parametrize("kind", ["block", "random"])
+@pytest.mark.parametrize("grid", [(16, 8), (24, 8), (8, 4), (5, 3), (1, 9), (1, 1)])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.75, 0.97])
+def test_every_mask_has_the_exact_count(kind, grid, ratio):
+    rng = np.random.default_rng(0)
+    num = grid[0] * grid[1]
+    for _ in range(50):
+        visible = sample_visible(rng, *grid, MasksConfig(kind=kind, ratio=ratio))
+        assert visible.dtype == np.int32
+        assert len(visible) == num - round(ratio * num)
+        assert (np.diff(visible) > 0).all()
+        assert ((visible >= 0) & (visible < num)).all()
+
+
+@pytest.mark.parametrize("grid", [(16, 8), (24, 8), (8, 4)])
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_every_row_and_column_is_hidden_at_the_ratio(grid, ratio):
+    hidden = _hidden(*grid, MasksConfig(ratio=ratio), 10_000)
+    assert np.abs(hidden.mean((0, 2)) - ratio).max() < 0.03
+    assert np.abs(hidden.mean((0, 1)) - ratio).max() < 0.03
+
+
+def test_blocks_are_blocks_and_random_is_not():
+    # A patch of a 16 x 8 grid has 3.6 neighbours, half of them hidden at random.
+    blocks = _hidden_neighbours(_hidden(16, 8, MasksConfig(), 1000))
+    random = _hidden_neighbours(_hidden(16, 8, MasksConfig(kind="random"), 1000))
+    assert random == pytest.approx(3.625 * 63 / 127, abs=0.05)
+    assert blocks > 2.8
+
+
+def test_a_block_may_span_the_full_width():
+    hidden = _hidden(16, 8, MasksConfig(), 200)
+    assert hidden.all(-1).any(-1).mean() > 0.3
+    random = _hidden(16, 8, MasksConfig(kind="random"), 200)
+    assert random.all(-1).any(-1).mean() < 0.2
+
+
+def test_one_block_keeps_area_and_aspect():
+    # Of at most one block: as much as it hides is what is to be hidden.
+    cfg = MasksConfig(ratio=0.09, min_block=0.09, min_aspect=4.0, max_aspect=4.0)
+    heights, widths = [], []
+    for hidden in _hidden(40, 40, cfg, 300):
+        rows, columns = hidden.any(1).nonzero()[0], hidden.any(0).nonzero()[0]
+        if 0 < rows[0] and rows[-1] < 39 and 0 < columns[0] and columns[-1] < 39:
+            heights.append(np.ptp(rows) + 1)
+            widths.append(np.ptp(columns) + 1)
+    # 144 patches at 4:1 are 24 x 6.
+    assert len(heights) > 20
+    assert np.median(heights) == 24
+    assert np.median(widths) == 6
+
+
+def test_masks_differ_and_follow_from_the_generator():
+    masks = _hidden(16, 8, MasksConfig(), 100)
+    assert len(np.unique(masks.reshape(100, -1), axis=0)) == 100
+    np.testing.assert_array_equal(masks, _hidden(16, 8, MasksConfig(), 100))

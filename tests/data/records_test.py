@@ -1,0 +1,183 @@
+"""Promises about where images come from, and about what is said when they do not."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow_datasets as tfds
+
+from personmae_jax.config import DataConfig, SyntheticConfig
+from personmae_jax.data import synthetic
+from personmae_jax.data.records import open_records
+from personmae_jax.errors import ConfigError
+
+
+def _jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    return simplejpeg.encode_jpeg(pixels)
+
+
+def _write(root, *names):
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_jpeg(number))
+
+
+def _open(source, path, split="train"):
+    return open_records(DataConfig(source=source, path=str(path), split=split))
+
+
+def _names(records):
+    return [records.name(index) for index in range(len(records))]
+
+
+def _store(root, features, examples):
+    """A tfds data set with a split `train`, in the order given."""
+    root.mkdir(exist_ok=True)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="people",
+            version=tfds.core.Version("1.0.0"),
+            data_dir=str(root),
+            module_name="",
+        ),
+        features=tfds.features.FeaturesDict(features),
+    )
+    writer = tfds.core.SequentialWriter(info, 100, file_format="array_record")
+    writer.initialize_splits(["train"])
+    writer.add_examples({"train": examples})
+    writer.close_all()
+    return root
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Five encoded images and their names, as a tfds data set."""
+    features = {"image": tfds.features.Image(), "name": tfds.features.Text()}
+    examples = [
+        {"image": io.BytesIO(_jpeg(number)), "name": f"person_{number}"}
+        for number in range(5)
+    ]
+    return _store(tmp_path_factory.mktemp("tfds"), features, examples)
+
+
+def test_a_folder_is_listed_in_the_order_of_relative_paths(tmp_path):
+    _write(tmp_path, "b/1.jpg", "a.png", "b.jpeg", "b/Ü.JPG", "b/0/x.webp", "B/2.tif")
+    records = _open("folder", tmp_path)
+    names = ["B/2.tif", "a.png", "b.jpeg", "b/0/x.webp", "b/1.jpg", "b/Ü.JPG"]
+    assert _names(records) == names
+    for index, name in enumerate(names):
+        assert records.read(index) == (tmp_path / name).read_bytes()
+
+
+def test_hidden_files_and_other_suffixes_are_left_out(tmp_path):
+    _write(
+        tmp_path, "1.jpg", ".2.jpg", ".git/3.jpg", "notes.txt", "4", "list.jpg/5.png"
+    )
+    assert _names(_open("folder", tmp_path)) == ["1.jpg", "list.jpg/5.png"]
+
+
+def test_links_are_followed_and_loops_are_harmless(tmp_path):
+    _write(tmp_path / "data", "sub/1.jpg")
+    _write(tmp_path / "elsewhere", "2.jpg")
+    data = tmp_path / "data"
+    (data / "loop").symlink_to(data)
+    (data / "sub" / "up").symlink_to(data)
+    (data / "other").symlink_to(tmp_path / "elsewhere")
+    (data / "twice").symlink_to(tmp_path / "elsewhere")
+    assert _names(_open("folder", data)) == ["other/2.jpg", "sub/1.jpg"]
+
+
+def test_a_dangling_link_is_a_record_that_cannot_be_read(tmp_path):
+    _write(tmp_path, "1.jpg")
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    os.mkfifo(tmp_path / "3.jpg")  # reading it would wait for ever
+    records = _open("folder", tmp_path)
+    assert _names(records) == ["1.jpg", "2.jpg"]
+    with pytest.raises(OSError, match=r"2\.jpg"):
+        records.read(1)
+
+
+def test_a_name_that_is_not_unicode_can_be_read_and_said(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as file:
+        file.write(_jpeg(0))
+    records = _open("folder", tmp_path)
+    assert records.name(0) == r"\xff.jpg"
+    assert records.read(0) == _jpeg(0)
+
+
+def test_tfds_gives_encoded_bytes_and_names_in_order(people):
+    records = _open("tfds", people)
+    assert [records.read(index) for index in range(5)] == [_jpeg(i) for i in range(5)]
+    assert _names(records) == [f"person_{index}" for index in range(5)]
+    assert len(_open("tfds", people, "train[:2]")) == 2
+
+
+def test_tfds_without_names_says_split_and_index(tmp_path):
+    features = {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
+    path = _store(tmp_path, features, [{"image": io.BytesIO(_jpeg(0)), "label": 7}])
+    assert _names(_open("tfds", path)) == ["train[0]"]
+
+
+def test_a_damaged_tfds_record_is_an_oserror_and_the_others_stay(people, tmp_path):
+    for file in people.iterdir():
+        content = file.read_bytes()
+        if "array_record" in file.name:
+            content = content[:100] + bytes(100) + content[200:]
+        (tmp_path / file.name).write_bytes(content)
+    records = _open("tfds", tmp_path)
+    with pytest.raises(OSError, match=r"train\[0\]"):
+        records.read(0)
+    assert records.name(0) == "train[0]"
+    assert records.read(1) == _jpeg(1)
+
+
+def test_synthetic_records_are_identity_by_camera_by_shot():
+    cfg = SyntheticConfig(identities=3, cameras=2, shots=2, first_identity=10, seed=5)
+    records = open_records(DataConfig(source="synthetic", synthetic=cfg))
+    assert len(records) == 12
+    assert records.name(0) == "identity 10 camera 0 shot 0"
+    assert records.name(7) == "identity 11 camera 1 shot 1"
+    assert records.read(7) == synthetic.encode_pedestrian(5, 11, 1, 1)
+
+
+@pytest.mark.parametrize("source", ["folder", "tfds", "synthetic"])
+def test_records_survive_pickling(source, people, tmp_path):
+    _write(tmp_path, "1.jpg", "sub/2.jpg")
+    records = _open(source, people if source == "tfds" else tmp_path)
+    copied = pickle.loads(pickle.dumps(records))
+    assert _names(copied)[:5] == _names(records)[:5]
+    assert copied.read(1) == records.read(1)
+    assert len(pickle.dumps(records)) < 1000
+
+
+@pytest.mark.parametrize("source", ["folder", "tfds"])
+def test_a_missing_path_says_how_to_get_data(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, what in (("gone", "does not exist"), ("file", "is not a folder")):
+        with pytest.raises(ConfigError, match=what) as caught:
+            _open(source, tmp_path / path)
+        message = str(caught.value)
+        assert "--config.data.path" in message
+        assert "python launch/prepare_data.py --source PATH --out DIR" in message
+        assert "configs/quickstart.py" in message
+
+
+def test_a_folder_without_images_says_so(tmp_path):
+    _write(tmp_path, "notes.txt", "more.csv")
+    with pytest.raises(ConfigError, match=r"holds no image \(2 files"):
+        _open("folder", tmp_path)
+
+
+def test_what_is_wrong_with_a_tfds_data_set_is_said(people, tmp_path):
+    with pytest.raises(ConfigError, match="is not a tfds data set"):
+        _open("tfds", tmp_path)
+    with pytest.raises(ConfigError, match="'test'.*its splits are train"):
+        _open("tfds", people, "test")
+    path = _store(tmp_path / "text", {"name": tfds.features.Text()}, [{"name": "a"}])
+    with pytest.raises(ConfigError, match="no image feature named `image`.*has name"):
+        _open("tfds", path)

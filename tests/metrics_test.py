@@ -1,0 +1,367 @@
+import hashlib
+import io
+import json
+import os
+import pathlib
+import pty
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from personmae_jax import metrics
+from personmae_jax.errors import RunError
+from personmae_jax.metrics import MetricsWriter, Progress, params_sha256
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def open_writer(folder, start_step: int = 0) -> MetricsWriter:
+    return MetricsWriter(epath.Path(folder), start_step)
+
+
+def rows(folder) -> list[dict]:
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def events(folder) -> list[event_pb2.Event]:
+    """All TensorBoard events, file after file."""
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:  # 8 bytes length, 4 of its checksum, the event, 4 of its checksum
+            length = int.from_bytes(data[:8], "little")
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(folder) -> dict[tuple[str, int], float]:
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in events(folder)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    }
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path):
+    with open_writer(tmp_path) as writer:
+        for step in (1, 2):
+            writer.write(step, {"loss": np.float32(0.5), "lr": jnp.float32(0.25)})
+            assert rows(tmp_path)[-1] == {"step": step, "loss": 0.5, "lr": 0.25}
+        writer.write(3, {"params_sha256": "ab", "bad_images": 7})
+    assert rows(tmp_path)[2] == {"step": 3, "params_sha256": "ab", "bad_images": 7}
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), jnp.float32("nan")])
+def test_rows_are_strict_json_whatever_the_values(tmp_path, value):
+    with open_writer(tmp_path) as writer:
+        writer.write(1, {"loss": value})
+    assert rows(tmp_path) == [{"step": 1, "loss": None}]
+
+
+def test_scalars_and_pictures_are_in_tensorboard(tmp_path):
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    with open_writer(tmp_path) as writer:
+        writer.write(5, {"loss": 0.5, "name": "x", "count": 3})
+        writer.write_picture(5, picture)
+    assert scalars(tmp_path) == {("loss", 5): 0.5, ("count", 5): 3.0}
+    (image,) = [
+        value.image
+        for event in events(tmp_path)
+        for value in event.summary.value
+        if value.HasField("image")
+    ]
+    shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    np.testing.assert_array_equal(shown, picture)
+    stored = np.asarray(Image.open(tmp_path / "pictures" / "5.png"))
+    np.testing.assert_array_equal(stored, picture)
+
+
+GOOD = b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", b""),
+        (GOOD, GOOD),
+        (GOOD + b'{"step": 4}\n{"step": 5, "params_sha256": "x"}\n', GOOD),
+        (GOOD + b'{"step": 4, "lo', GOOD),
+        (GOOD + b'{"step": 3', GOOD),
+        (GOOD + b"\x00\xff\xfe garbage\n\n[]\n{}\n" + b'{"step": "4"}\n', GOOD),
+        (GOOD + b"[" * 100_000 + b"\n", GOOD),
+        (GOOD + b"\xff" * (3 << 20), GOOD),
+        (b'{"step": 4}\n', b""),
+        (b"\xff\xff", b""),
+        (b"\n\n\n", b""),
+        (b"\xff torn before\n" + GOOD, b"\xff torn before\n" + GOOD),
+    ],
+)
+def test_on_resume_rows_after_the_restored_step_and_torn_ones_go(
+    tmp_path, content, expected
+):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with open_writer(tmp_path, start_step=3) as writer:
+        assert (tmp_path / "metrics.jsonl").read_bytes() == expected
+        writer.write(4, {"loss": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_bytes()
+    assert text == expected + b'{"step": 4, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64])
+def test_cutting_off_rows_does_not_depend_on_the_block_read_at_once(
+    tmp_path, monkeypatch, block
+):
+    monkeypatch.setattr(metrics, "_BLOCK", block)
+    test_on_resume_rows_after_the_restored_step_and_torn_ones_go(
+        tmp_path, GOOD + b'{"step": 4, "loss": 2.5}\n\xff\n{"ste', GOOD
+    )
+
+
+class CountingFile(io.FileIO):
+    num_bytes = 0
+
+    def read(self, size=-1):
+        self.num_bytes += size
+        return super().read(size)
+
+
+def test_cutting_off_reads_only_the_end(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(GOOD * 100_000)
+    with CountingFile(tmp_path / "metrics.jsonl") as file:
+        assert metrics._end_of_rows(file, 3) == len(GOOD) * 100_000
+    assert file.num_bytes < 4 * metrics._BLOCK
+
+
+def test_on_resume_tensorboard_hides_what_was_logged_after_the_restored_step(tmp_path):
+    for start_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with open_writer(tmp_path, start_step) as writer:
+            for step in steps:
+                writer.write(step, {"loss": float(start_step + step)})
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    starts = [e for e in events(tmp_path) if e.HasField("session_log")]
+    # TensorBoard drops what earlier files hold from this step on.
+    assert [(e.step, e.session_log.status) for e in starts] == [(3, 1)]
+
+
+class Clock:
+    """`time.monotonic` by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def object_storage(monkeypatch):
+    """Treats every workdir as remote: whole files only."""
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
+
+
+@pytest.mark.usefixtures("object_storage")
+def test_on_object_storage_whole_files_are_copied_now_and_then(tmp_path, clock):
+    file = tmp_path / "metrics.jsonl"
+    with open_writer(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        assert not file.exists()
+        clock.now += 31
+        writer.write(2, {"loss": 2.0})
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+        clock.now += 29
+        writer.write(3, {"loss": 3.0})
+        assert len(rows(tmp_path)) == 2
+        writer.flush()  # before a checkpoint
+        assert len(rows(tmp_path)) == 3
+        writer.write(4, {"loss": 4.0})
+        local = writer._local
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert scalars(tmp_path)["loss", 4] == 4.0
+    assert not local.exists()
+    with open_writer(tmp_path, start_step=2) as writer:
+        writer.write(3, {"loss": 3.5})
+    assert [row["loss"] for row in rows(tmp_path)] == [1.0, 2.0, 3.5]
+
+
+@pytest.mark.usefixtures("object_storage")
+def test_a_copy_that_fails_is_made_up_for_but_not_at_the_end(
+    tmp_path, clock, monkeypatch
+):
+    copy = MetricsWriter._copy
+
+    def fail(self):
+        raise OSError("storage is away")
+
+    writer = open_writer(tmp_path)
+    monkeypatch.setattr(MetricsWriter, "_copy", fail)
+    clock.now += 31
+    writer.write(1, {"loss": 1.0})
+    monkeypatch.setattr(MetricsWriter, "_copy", copy)
+    clock.now += 31
+    writer.write(2, {"loss": 2.0})
+    assert len(rows(tmp_path)) == 2
+    monkeypatch.setattr(MetricsWriter, "_copy", fail)
+    with pytest.raises(RunError, match="storage is away"):
+        writer.close()
+
+
+FILL_THE_DISK = """
+import resource, sys
+from etils import epath
+from personmae_jax.errors import RunError
+from personmae_jax.metrics import MetricsWriter
+writer = MetricsWriter(epath.Path(sys.argv[1]), 0)
+writer.write(1, {"loss": 1.0})
+resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+try:
+    for step in range(2, 9):
+        writer.write(step, {"loss": 1.0})
+except RunError as e:
+    print(e, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.search("metrics cannot be written to .*; make room", done.stdout), done
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(clock, capsys):
+    with Progress(100, start_step=40) as progress:
+        for step in range(41, 101):
+            clock.now += 1
+            progress.update(step, loss=0.5, images_per_second=1234.0)
+    lines = capsys.readouterr().out.splitlines()
+    shown = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines]
+    assert shown == [41, 51, 61, 71, 81, 91, 100]
+    assert lines[1] == "step 51/100  loss 0.5000  1,234 images/s  0:00:49 left"
+
+
+SHOW_PROGRESS = """
+from absl import flags, logging
+from personmae_jax.metrics import Progress
+flags.FLAGS.mark_as_parsed()  # this and the next line as absl.app.run does
+logging.use_absl_handler()
+with Progress(3) as progress:
+    for step in (1, 2, 3):
+        progress.update(step, loss=0.5, images_per_second=1.0)
+        logging.warning("a log line of step %d", step)
+logging.warning("a log line after the end")
+"""
+
+
+@pytest.mark.slow
+def test_on_a_terminal_log_lines_do_not_tear_the_bar(tmp_path):
+    shown = run_on_terminal(SHOW_PROGRESS)
+    lines = screen(shown)
+    for step in (1, 2, 3):
+        assert sum(line.endswith(f"a log line of step {step}") for line in lines) == 1
+    assert sum("━" in line for line in lines) == 1
+    bar = next(line for line in lines if "━" in line)
+    assert re.search(r"^step 3/3 ━+ loss 0.5000  1 images/s  0:00:00 left", bar)
+    assert "after the end" in lines[-1]
+
+
+def run_on_terminal(code: str) -> str:
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    with os.fdopen(main, "rb", buffering=0) as stream:
+        try:
+            while block := stream.read(4096):
+                shown += block
+        except OSError:  # Linux says so that the other side is closed
+            pass
+    assert process.wait(timeout=60) == 0, shown
+    return shown.decode()
+
+
+def screen(shown: str) -> list[str]:
+    """What a terminal shows after these characters; moves and erasures obeyed."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", shown):
+        if token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            column = 0
+        elif token.startswith("\x1b"):
+            count = int(re.sub(r"\D", "", token) or 1)
+            if token.endswith("A"):
+                row = max(row - count, 0)
+            elif token.endswith("K"):
+                lines[row] = "" if count == 2 else lines[row][:column]
+        else:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + token + line[column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_params_sha256_is_the_hash_of_paths_and_bytes_in_order():
+    params = {"b": {"x": jnp.ones(2)}, "a": jnp.zeros((1, 2), jnp.bfloat16)}
+    expected = b"a bfloat16 (1, 2)\n" + bytes(4)
+    expected += b"b/x float32 (2,)\n" + np.ones(2, np.float32).tobytes()
+    assert params_sha256(params) == hashlib.sha256(expected).hexdigest()
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_params_sha256_is_equal_for_any_sharding(num_devices):
+    mesh = jax.make_mesh(
+        (num_devices,),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+    array = np.arange(64, dtype=np.float32).reshape(16, 4)
+    for spec in (PartitionSpec("data"), PartitionSpec()):
+        params = {"x": jax.device_put(array, NamedSharding(mesh, spec))}
+        with jax.transfer_guard("disallow"):
+            assert params_sha256(params) == params_sha256({"x": array})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"x": np.ones(4, np.float32), "z": np.zeros(2, np.float32)},
+        {"x": np.ones((2, 2), np.float32), "y": np.zeros(2, np.float32)},
+        {"x": np.ones(4, np.float32).view(np.int32), "y": np.zeros(2, np.float32)},
+        {"x": np.ones(4, np.float32), "y": -np.zeros(2, np.float32)},
+    ],
+)
+def test_params_sha256_tells_names_shapes_dtypes_and_bits_apart(other):
+    params = {"x": np.ones(4, np.float32), "y": np.zeros(2, np.float32)}
+    assert params_sha256(other) != params_sha256(params)

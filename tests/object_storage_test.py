@@ -1,0 +1,121 @@
+"""A run's files on gs://, against a loopback server that has no append or rename."""
+
+import json
+
+import jax
+import numpy as np
+import object_store
+import pytest
+from checkpoint_test import abstract, assert_same, make_state, open_checkpoints, shard
+from etils import epath
+
+from personmae_jax import lock
+from personmae_jax.checkpoint import restore_encoder
+from personmae_jax.config import Config
+from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.metrics import MetricsWriter
+from personmae_jax.workdir import Workdir, open_path, read_config
+
+
+@pytest.fixture(scope="module")
+def server():
+    with object_store.serve() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", store.url)  # gcsfs and Google's client
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
+        patch.setenv("NO_GCE_CHECK", "true")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for a login
+        pytest.importorskip("gcsfs", reason="needs requirements-gcs.txt")
+        yield store
+
+
+@pytest.fixture
+def store(server):
+    server.objects.clear()
+    server.refused.clear()
+    yield server
+    assert server.refused == []  # neither append nor rename was tried
+
+
+@pytest.fixture
+def workdir(store) -> epath.Path:
+    return open_path("gs://bucket/runs/one")
+
+
+def test_checkpoints_are_saved_kept_and_restored(store, workdir):
+    with open_checkpoints(workdir, keep=2) as checkpoints:
+        for step in (0, 10, 20, 30):
+            checkpoints.save(step, shard(make_state(step), 8))
+    with open_checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest_step() == 30
+        restored = checkpoints.restore(abstract(shard(make_state(0), 2)))
+    assert_same(restored, make_state(30))
+    steps = {name.split("/")[3] for name in store.objects if "checkpoints" in name}
+    assert steps == {"0", "20", "30"}
+    params = restore_encoder("gs://bucket/runs/one", step=20, weights="teacher")
+    jax.tree.map(np.testing.assert_array_equal, params, make_state(20).teacher_params)
+
+
+def test_a_half_written_checkpoint_is_not_listed_and_cleared_away(store, workdir):
+    with open_checkpoints(workdir) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step))
+    # The commit mark is written last; a killed run leaves all but that.
+    del store.objects["runs/one/checkpoints/2/commit_success.txt"]
+    np.testing.assert_equal(restore_encoder(workdir), make_state(1).params["encoder"])
+    with open_checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
+        assert_same(checkpoints.restore(abstract(make_state(0))), make_state(2))
+
+
+def save_and_wait(checkpoints, step: int) -> None:
+    checkpoints.save(step, make_state(step))
+    checkpoints.wait()
+
+
+# Of several writes that fail, orbax leaves all but the first to a closed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_storage_that_fails_is_told_and_older_checkpoints_are_good(store, workdir):
+    with open_checkpoints(workdir) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        store.is_read_only = True
+        try:
+            with pytest.raises(RunError, match="older checkpoints are still good: 1"):
+                save_and_wait(checkpoints, 2)
+        finally:
+            store.is_read_only = False
+        assert checkpoints.latest_step() == 1
+
+
+def test_lock_and_config(store, workdir, monkeypatch):
+    monkeypatch.setattr(lock, "SETTLE", 0.01)
+    cfg = Config()
+    with Workdir("gs://bucket/runs/one", cfg):
+        holder = json.loads(store.objects["runs/one/lock"][1])
+        holder |= {"host": "elsewhere"}
+    assert "runs/one/lock" not in store.objects
+    (workdir / "lock").write_text(json.dumps(holder))
+    with pytest.raises(ConfigError, match="on elsewhere"), Workdir(workdir, cfg):
+        pass
+    (workdir / "lock").unlink()
+    assert read_config("gs://bucket/runs/one") == cfg
+    cfg.train.seed = 1
+    with pytest.raises(ConfigError, match="config.train.seed: 0 there, 1 here"):
+        Workdir(workdir, cfg).__enter__()
+
+
+def test_metrics_and_pictures(store, workdir):
+    for start_step, steps in ((0, (1, 2, 3)), (2, (3,))):
+        with MetricsWriter(workdir, start_step) as writer:
+            for step in steps:
+                writer.write(step, {"loss": float(start_step)})
+            writer.write_picture(step, np.zeros((4, 4, 3), np.uint8))
+    lines = store.objects["runs/one/metrics.jsonl"][1].decode().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 0.0), (2, 0.0), (3, 2.0)]
+    assert store.objects["runs/one/pictures/3.png"][1].startswith(b"\x89PNG")
+    names = [n for n in store.objects if n.startswith("runs/one/tensorboard/")]
+    assert len(names) == 2
