@@ -7,6 +7,7 @@ was done; 75 interrupted and saved, start again.
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -26,8 +27,8 @@ def define_config() -> Callable[[], Config]:
     def read() -> Config:
         if flag.value is None:
             raise ConfigError("no --config: try --config=configs/quickstart.py")
-        file = flags.FLAGS["config"].config_filename
-        if not pathlib.Path(file).is_file():
+        file = config_file()
+        if not file.is_file():
             raise ConfigError(f"--config={file}: there is no such file; see configs/")
         if not isinstance(flag.value, Config):
             raise ConfigError(
@@ -37,6 +38,11 @@ def define_config() -> Callable[[], Config]:
         return flag.value
 
     return read
+
+
+def config_file() -> pathlib.Path:
+    """Returns the file that `--config` names."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -88,6 +94,6 @@ def _guarded(main: Callable[[], int | None]) -> int:
         _leave(1, e)
 
 
-def _leave(code: int, error: object) -> None:
+def _leave(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)

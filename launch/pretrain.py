@@ -7,8 +7,6 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 
-import pathlib
-
 import command_line
 from absl import flags
 
@@ -30,8 +28,7 @@ def main() -> int:
     from personmae_jax import distributed, train_loop
 
     distributed.initialize()
-    config_file = flags.FLAGS["config"].config_filename
-    workdir = _WORKDIR.value or f"runs/{pathlib.Path(config_file).stem}"
+    workdir = _WORKDIR.value or f"runs/{command_line.config_file().stem}"
     return train_loop.run(cfg, workdir, records)
 
 

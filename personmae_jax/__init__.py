@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
+    Apply = Callable[
+        [dict[str, Any], UInt8[Array, "b height width 3"]], Float[Array, "b t d"]
+    ]
+
 __all__ = ["load_encoder"]
 
 
 def load_encoder(
     workdir: str, step: int | None = None, weights: str = "student"
-) -> tuple[
-    dict[str, Any],
-    "Callable[[dict[str, Any], UInt8[Array, 'b height width 3']], Float[Array, 'b t d']]",
-]:
+) -> "tuple[dict[str, Any], Apply]":
     """Loads the encoder of a run, finished or not, without touching the run.
 
     Args:

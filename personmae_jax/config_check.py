@@ -107,7 +107,7 @@ def _range_problems(cfg: Config) -> Iterator[str]:
                 f"config.{path}={value!r} is not one of {', '.join(_CHOICES[path])}; "
                 f"did you mean --config.{path}={close}?"
             )
-        if path in _RANGES and value is not None:
+        if path in _RANGES and isinstance(value, int | float):
             low, high = _RANGES[path]
             is_below = low is not None and not value >= low  # also catches nan
             is_above = high is not None and not value <= high

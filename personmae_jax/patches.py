@@ -1,15 +1,13 @@
 """Images to rows of patches and back; the order that MAE and every export use."""
 
-import jax
-from jaxtyping import Shaped
-from numpy import ndarray
+from typing import Any
 
-Array = jax.Array | ndarray
+from jaxtyping import Shaped
 
 
 def patchify(
-    images: Shaped[Array, "b height width c"], patch: int
-) -> Shaped[Array, "b n p"]:
+    images: Shaped[Any, "b height width c"], patch: int
+) -> Shaped[Any, "b n p"]:
     """Returns square patches in raster order, each flattened as (row, column, channel).
 
     Works on numpy and jax arrays of any dtype; n = (height // patch) * (width //
@@ -26,8 +24,8 @@ def patchify(
 
 
 def unpatchify(
-    patches: Shaped[Array, "b n p"], grid: tuple[int, int], patch: int
-) -> Shaped[Array, "b height width c"]:
+    patches: Shaped[Any, "b n p"], grid: tuple[int, int], patch: int
+) -> Shaped[Any, "b height width c"]:
     """Inverse of `patchify`; `grid` is (rows, columns)."""
     b, _, p = patches.shape
     rows, columns = grid

@@ -120,7 +120,7 @@ class Report:
                 self._write_row(p, metrics, final_params)
 
     def flush(self) -> None:
-        """Brings rows to storage; called before a checkpoint that is newer than they."""
+        """Brings all rows to storage; call it before a checkpoint newer than they."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -173,7 +173,7 @@ class Report:
         if p.step == num_steps:
             row["params_sha256"] = params_sha256(final_params)
         self._warn(p.step, metrics)
-        if self._writer is not None:
+        if self._writer is not None and self._progress is not None:
             self._writer.write(p.step, row)
             self._progress.update(p.step, float(row["loss"]), images_per_second)
 

@@ -5,7 +5,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: list | None = None) -> Mesh:
     """Returns a one-axis mesh over all devices of all hosts, or over `devices`."""
     devices = jax.devices() if devices is None else devices
     # Auto: under the default, Explicit, stock Linen attention fails.

@@ -110,12 +110,12 @@ def make_train_step(
             micro_step, batch, cfg.train.accumulate
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step)
-        teacher_params = optax.incremental_update(
+        teacher_params: Any = optax.incremental_update(
             params["encoder"], state.teacher_params, 1.0 - decay
         )
-        target_mean = state.target_mean
+        target_mean: Any = state.target_mean
         if cfg.loss.centre_momentum is not None:
             target_mean = optax.incremental_update(
                 features_mean, target_mean, 1.0 - cfg.loss.centre_momentum

@@ -114,7 +114,7 @@ def decode(
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:  # a rare subsampling, or a damaged header: Pillow knows
             return _decode_any(data, max_pixels, min_side)
-        _check_size(height, width, max_pixels, min_side)
+        _check_size(int(height), int(width), max_pixels, min_side)
         if colorspace != "CMYK":
             return _decode_jpeg(data, colorspace)
     return _decode_any(data, max_pixels, min_side)

@@ -17,7 +17,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -71,7 +71,7 @@ class PretrainBatches:
         self._cfg = cfg
         self._host = host
         self._num_hosts = num_hosts
-        self._stream = (
+        self._stream: Any = (
             grain.MapDataset.range(len(records)).seed(cfg.train.seed).shuffle().repeat()
         )
         self._pool = futures.ThreadPoolExecutor(cfg.data.num_threads)
@@ -152,7 +152,8 @@ class PretrainBatches:
     ) -> tuple[np.random.Generator, Int32[np.ndarray, " v"], int]:
         """The row's randomness, its mask (the same for any image) and its record."""
         cfg = self._cfg
-        rng = np.random.Generator(np.random.Philox(_Key(cfg.train.seed, position)))
+        key: Any = _Key(cfg.train.seed, position)
+        rng = np.random.Generator(np.random.Philox(key))
         visible = masks.sample_visible(rng, *cfg.grid, cfg.masks)
         return rng, visible, self._stream[position]
 

@@ -1,7 +1,7 @@
 """Random-access sources of encoded images: a folder, a tfds data set, or drawn ones."""
 
 import os
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -186,7 +186,7 @@ class TfdsRecords:
         self._path, self._split = path, split
         where = f"config.data.path={path!r}"
         try:
-            builder = tfds.builder_from_directory(path)
+            builder: Any = tfds.builder_from_directory(path)
             features = builder.info.features
         except Exception as error:
             raise ConfigError(
