@@ -5,6 +5,7 @@ computes the statistics of a norm in float32 whatever its `dtype` is, and
 `jax.nn.dot_product_attention` its softmax.
 """
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -13,8 +14,27 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# MAE, initialize_weights: Xavier uniform on matrices (qkv as one), zeros on biases.
-Dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+
+def _dot_general(x: Array, kernel: Array, dimension_numbers, **options) -> Array:
+    """What nn.Dense asks for: the last axis of `x` against the first of `kernel`.
+
+    In float32, which is what CPUs compute in, all tokens form one matrix: XLA's CPU
+    backend multiplies matrices 2.4 times as fast as batches of them, while on TPU,
+    in bfloat16, the reshape costs 7 % of a step (`benchmarks/train_step.py`).
+    """
+    if x.dtype != jnp.float32:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    rows = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+Dense = partial(
+    nn.Dense,
+    # MAE, initialize_weights: Xavier uniform on matrices (qkv as one), zero biases.
+    kernel_init=nn.initializers.xavier_uniform(),
+    dot_general=_dot_general,
+)
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)  # timm's ViT
 token_init = nn.initializers.normal(0.02)  # cls and mask tokens; MAE
 
@@ -59,7 +79,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        x = jax.nn.gelu(x, approximate=False)  # erf, as every PyTorch ViT has it
+        x = gelu(x)
         return Dense(width, dtype=self.dtype, name="fc2")(x)
 
 
@@ -99,6 +119,14 @@ class DecoderBlock(nn.Module):
         x = x + cross(norm(name="norm_cross")(x), memory)
         mlp = Mlp(4 * x.shape[-1], self.dtype, name="mlp")  # ratio 4: MAE's decoder
         return x + mlp(norm(name="norm2")(x))
+
+
+def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
+    """The exact GELU as PyTorch computes it, x / 2 * (1 + erf(x / sqrt(2))).
+
+    `jax.nn.gelu(approximate=False)` goes through erfc, which costs a tenth of a step.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def layer_norm(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
