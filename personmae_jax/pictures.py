@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 from personmae_jax.data.pipeline import Example
 from personmae_jax.patches import patchify, unpatchify
 
-Image = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 
 _GREY = 128
 _MARGIN = 4  # pixels between panels

@@ -46,7 +46,10 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         )
         start = checkpoints.latest_step()
         if start is not None and start >= num_steps:
-            print(f"{path} holds a finished run of {start} steps: nothing to do.")
+            print(
+                f"{path} holds a finished run of {start} steps: nothing to do. "
+                "For a new run name another --workdir."
+            )
             return FINISHED
         if start is None:
             start, state = 0, experiment.init_state()

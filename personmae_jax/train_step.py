@@ -125,6 +125,8 @@ def make_train_step(
             "ema_decay": decay,
             "feature_weight": weight,
             "grad_norm": optax.tree.norm(grads),
+            # Of the new parameters: finite where they may be saved.
+            "param_norm": optax.tree.norm(params),
         }
         state = TrainState(
             step=state.step + 1,

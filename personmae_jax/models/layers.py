@@ -19,8 +19,8 @@ def _dot_general(x: Array, kernel: Array, dimension_numbers, **options) -> Array
     """What nn.Dense asks for: the last axis of `x` against the first of `kernel`.
 
     In float32, which is what CPUs compute in, all tokens form one matrix: XLA's CPU
-    backend multiplies matrices 2.4 times as fast as batches of them, while on TPU,
-    in bfloat16, the reshape costs 7 % of a step (`benchmarks/train_step.py`).
+    backend multiplies that faster than a batch of matrices. On TPU, which computes in
+    bfloat16, the reshape would cost more than it gives (docs/performance.md).
     """
     if x.dtype != jnp.float32:
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
@@ -124,7 +124,7 @@ class DecoderBlock(nn.Module):
 def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
     """The exact GELU as PyTorch computes it, x / 2 * (1 + erf(x / sqrt(2))).
 
-    `jax.nn.gelu(approximate=False)` goes through erfc, which costs a tenth of a step.
+    `jax.nn.gelu(approximate=False)` goes through erfc, which is slower.
     """
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
