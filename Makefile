@@ -4,7 +4,7 @@
 
 # The first that runs; the newest jax needs 3.12, the pinned one is for 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c \
-  'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+  'import sys, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
   2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -27,21 +27,22 @@ lint: $(VENV)/.installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv312
 
 # Pins differ by Python version, because the newest jax needs the newer Python.
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found;" \
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv found;" \
 	  "install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   -c constraints-py$$($(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep="")').txt
 
 $(VENV)/.installed: requirements.txt constraints-py311.txt constraints-py312.txt | $(VENV)/bin/python
-	$(INSTALL) -r requirements.txt
-	touch $@
+	@echo "installing into $(VENV) ..."
+	@$(INSTALL) -r requirements.txt
+	@touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
-	$(INSTALL) -r requirements-test.txt
-	touch $@
+	@$(INSTALL) -r requirements-test.txt
+	@touch $@

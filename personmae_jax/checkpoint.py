@@ -15,10 +15,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from personmae_jax import revision
-from personmae_jax.errors import RunError, first_line
-from personmae_jax.workdir import open_path
+from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.storage import open_path
+from personmae_jax.trees import named_leaves
 
 _STATE = "state"  # folder of the state inside STEP/
+_ENCODERS = {"student": ("params", "encoder"), "teacher": ("teacher_params",)}
 
 State = TypeVar("State")
 
@@ -176,9 +178,14 @@ def restore_encoder(
       weights: "student", or "teacher" for its moving average.
 
     Raises:
+      ConfigError: `weights` is neither.
       RunError: There is no such checkpoint, or it is damaged.
     """
-    path = {"student": ("params", "encoder"), "teacher": ("teacher_params",)}[weights]
+    if weights not in _ENCODERS:
+        raise ConfigError(
+            f"weights={weights!r} is unknown; choose one of {', '.join(_ENCODERS)}"
+        )
+    path = _ENCODERS[weights]
     folder = open_path(workdir) / "checkpoints"
     folder = folder / str(_find_step(folder, step))
     structure = _read_structure(folder)
@@ -222,8 +229,9 @@ def _find_step(folder: epath.Path, step: int | None) -> int:
 def _read_structure(folder: epath.Path) -> dict[str, Any]:
     """Shapes and dtypes in STEP/ as nested dicts and lists."""
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(folder / _STATE).item_metadata.tree
+        # A Checkpointer would warn: it looks for the metadata of STEP/ in here too.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(folder / _STATE).tree
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     except Exception as e:  # orbax and tensorstore raise whatever they meet
         raise _damaged(folder, e) from e
@@ -247,12 +255,9 @@ def _compare(saved: PyTree, wanted: PyTree, folder: epath.Path) -> None:
 
 
 def _describe_leaves(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        )
-        for path, leaf in leaves
+        name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for name, leaf in named_leaves(tree).items()
     }
 
 

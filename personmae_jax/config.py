@@ -2,7 +2,8 @@
 
 `configs/*.py` return a `Config`; the command line overrides single fields
 (`--config.optim.base_lr=2e-4`). Nothing here imports jax, so that a wrong setting
-is said before any device work.
+is said before any device work. A new field's default must mean what was done before
+it, because older runs are read with it.
 
 Sources: MAE = arXiv 2111.06377, BEiT = 2106.08254, BootMAE = 2207.07116,
 SiameseIM = 2206.01204, HAP = 2310.20695, TransReID = 2102.04378,
@@ -109,10 +110,11 @@ class OptimConfig:
 class TrainConfig:
     seed: int = 0
     batch_size: int = 4096  # images, over all devices and hosts; MAE
-    epochs: float = 300.0  # PersonMAE, HAP on LUPerson
+    epochs: float = 300.0  # HAP on LUPerson
     steps: int | None = None  # None: epochs * records / batch_size
     accumulate: int = 1  # micro-batches whose gradients are averaged in one step
-    # Matrix products; parameters, norms, softmax and losses are always float32.
+    # Of matrix products and activations; parameters, the inside of norms and softmax,
+    # and losses are always float32.
     # "auto": bfloat16 on TPU and GPU, float32 on CPU.
     matmul_dtype: str = "auto"
 

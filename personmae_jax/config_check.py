@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from personmae_jax.config import Config, field_paths, predictor_size
 from personmae_jax.errors import ConfigError
 
+PREPARE_DATA = "python launch/prepare_data.py --source PATH --out DIR"
+
 
 def check(cfg: Config, device_count: int | None = None) -> None:
     """Refuses settings that cannot train.
@@ -38,15 +40,15 @@ _CHOICES = {
 # Closed intervals of numbers; None stands for no bound.
 _RANGES = {
     "encoder.width": (4, None),
-    "encoder.depth": (1, None),
+    "encoder.depth": (1, 1000),
     "encoder.num_heads": (1, None),
     "encoder.mlp_ratio": (1, None),
     "encoder.patch_size": (1, None),
     "pixel_predictor.width": (4, None),
-    "pixel_predictor.depth": (1, None),
+    "pixel_predictor.depth": (1, 1000),
     "pixel_predictor.num_heads": (1, None),
     "feature_predictor.width": (4, None),
-    "feature_predictor.depth": (1, None),
+    "feature_predictor.depth": (1, 1000),
     "feature_predictor.num_heads": (1, None),
     "regions.min_area": (0.01, 1),
     "regions.max_area": (0.01, 1),
@@ -172,9 +174,9 @@ def _model_problems(cfg: Config) -> Iterator[str]:
 def _data_problems(cfg: Config) -> Iterator[str]:
     if cfg.data.source in ("tfds", "folder") and not cfg.data.path:
         yield (
-            "no data: give --config.data.path=DIR (made by `python "
-            "launch/prepare_data.py --source PATH --out DIR`), or a folder of images "
-            "with --config.data.source=folder, or try --config=configs/quickstart.py"
+            f"no data: give --config.data.path=DIR (made by `{PREPARE_DATA}`), or a "
+            "folder of images with --config.data.source=folder, or try "
+            "--config=configs/quickstart.py"
         )
     for path, values, low in (
         ("mean", cfg.data.mean, -math.inf),

@@ -4,10 +4,9 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any
 
-from personmae_jax.config import Config
+from personmae_jax.config import Config, field_paths
 from personmae_jax.errors import ConfigError
 
 
@@ -22,10 +21,13 @@ def config_to_json(cfg: Config) -> str:
 def config_from_json(text: str) -> Config:
     """The `Config` that `config_to_json` wrote, tuples and numbers restored.
 
+    A missing field was not there yet when `text` was written, and takes its default:
+    so the default of a new field must mean what was done before there was one.
+
     Raises:
-      ConfigError: No JSON object, or a field is unknown, missing or of a wrong type.
+      ConfigError: No JSON object, or a field is unknown or of a wrong type.
     """
-    return _restore(Config, parse_object(text), "config")
+    return _restore_fields(Config(), parse_object(text), "config")
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -39,38 +41,19 @@ def parse_object(text: str) -> dict[str, Any]:
     return value
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, str]:
-    """Field name -> "768 there, 384 here" for every field that is not equal.
-
-    Args:
-      there: A parsed `config.json`.
-      here: Another one.
-    """
-    old, new = dict(_leaves(there, "config")), dict(_leaves(here, "config"))
-    result = {}
-    for name in sorted(old.keys() | new.keys()):
-        if name not in old:
-            result[name] = f"absent there, {_shorten(new[name])} here"
-        elif name not in new:
-            result[name] = f"{_shorten(old[name])} there, absent here"
-        elif old[name] != new[name]:
-            result[name] = f"{_shorten(old[name])} there, {_shorten(new[name])} here"
-    return result
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, child in value.items():
-        yield from _leaves(child, f"{name}.{key}")
+def differences(there: Config, here: Config) -> dict[str, str]:
+    """Field name -> "768 there, 384 here" for every field that is not equal."""
+    old = dict(field_paths(there, "config."))
+    return {
+        name: f"{_shorten(old[name])} there, {_shorten(value)} here"
+        for name, value in field_paths(here, "config.")
+        if value != old[name]
+    }
 
 
 def _restore(kind: Any, value: Any, name: str) -> Any:
     """`value`, as JSON has it, in the type `kind` of the field `name`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _restore_fields(kind, value, name)
     if origin is tuple and isinstance(value, list):
         is_open = arguments[-1] is Ellipsis
         kinds = arguments[:1] * len(value) if is_open else arguments
@@ -92,16 +75,23 @@ def _restore(kind: Any, value: Any, name: str) -> Any:
     raise ConfigError(f"{name} is {_shorten(value)}, but this code wants {wanted}")
 
 
-def _restore_fields(kind: Any, value: dict[str, Any], name: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = sorted(value.keys() - set(known))
-    missing = sorted(set(known) - value.keys())
-    if unknown or missing:
-        wrong = [f"{name}.{f} is unknown to this code" for f in unknown]
-        wrong += [f"{name}.{f} is missing" for f in missing]
-        raise ConfigError("; ".join(wrong) + "; use the version that wrote it")
-    return kind(**{f: _restore(hints[f], value[f], f"{name}.{f}") for f in known})
+def _restore_fields(default: Any, value: dict[str, Any], name: str) -> Any:
+    """The dataclass `default` with the fields that `value` has."""
+    hints = typing.get_type_hints(type(default))
+    unknown = sorted(value.keys() - hints.keys())
+    if unknown:
+        wrong = "; ".join(
+            f"{name}.{field} is unknown to this code" for field in unknown
+        )
+        raise ConfigError(f"{wrong}; use the version that wrote it")
+    fields = {}
+    for field, child in value.items():
+        old, path = getattr(default, field), f"{name}.{field}"
+        if dataclasses.is_dataclass(old) and isinstance(child, dict):
+            fields[field] = _restore_fields(old, child, path)
+        else:
+            fields[field] = _restore(hints[field], child, path)
+    return dataclasses.replace(default, **fields)
 
 
 def _shorten(value: Any) -> str:

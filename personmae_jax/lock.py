@@ -16,25 +16,11 @@ from absl import logging
 from etils import epath
 
 from personmae_jax.errors import ConfigError
+from personmae_jax.storage import is_remote, write_whole
 
 HEARTBEAT = 30.0  # seconds between two refreshes of a lock without flock
 STALE = 180.0  # seconds without a refresh after which its holder counts as dead
 SETTLE = 3.0  # seconds after which a rival's simultaneous write has become visible
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether `path` is on object storage: no append, no rename, no flock."""
-    return "://" in os.fspath(path)
-
-
-def write_whole(file: epath.Path, text: str) -> None:
-    """Writes so that a reader finds the old text or the new one, never a part."""
-    if is_remote(file):
-        file.write_text(text)  # objects appear whole
-        return
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    part.replace(file)
 
 
 def acquire(folder: epath.Path) -> "FileLock | HeartbeatLock":

@@ -24,7 +24,8 @@ from jaxtyping import PyTree, UInt8
 from PIL import Image
 
 from personmae_jax.errors import RunError, first_line
-from personmae_jax.lock import is_remote
+from personmae_jax.storage import is_remote
+from personmae_jax.trees import named_leaves
 
 _COPY_EVERY = 30.0  # seconds between two copies to object storage, at least
 _COPY_SHARE = 0.05  # of the time at most goes into copying
@@ -63,8 +64,9 @@ class MetricsWriter:
         self._rows.truncate(_end_of_rows(self._rows, start_step))
         self._tensorboard = tensorboardX.SummaryWriter(
             str(self._local / "tensorboard"),
-            # Without it the curves of a resumed run would double.
-            purge_step=start_step + 1 if start_step else None,
+            # Hides what a run that was killed has logged after `start_step`: else the
+            # curves would double.
+            purge_step=start_step + 1,
             flush_secs=int(_LINE_EVERY),
             filename_suffix=f".{time.time_ns()}",  # two starts in the same second
         )
@@ -96,7 +98,9 @@ class MetricsWriter:
         row = {"step": step} | {name: _to_json(v) for name, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
         with self._report_full_disk():
-            self._rows.write(line.encode())
+            rest = line.encode()
+            while rest:  # a disk that fills takes a part, and the next write says why
+                rest = rest[self._rows.write(rest) :]
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
                     self._tensorboard.add_scalar(name, value, step)
@@ -274,13 +278,9 @@ def params_sha256(params: PyTree) -> str:
     order, this machine's byte order). Every process of a run must call it.
     """
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in leaves
-    ]
-    for name, leaf in sorted(named, key=lambda pair: pair[0]):
-        array = _to_host(leaf)
+    leaves = named_leaves(params)
+    for name in sorted(leaves):
+        array = _to_host(leaves[name])
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,7 +94,11 @@ class Report:
         Raises:
           RunError: An earlier loss was not finite, or too many images are bad.
         """
-        counts = self._bad.count(rows["record"], rows["outcome"])
+        try:
+            counts = self._bad.count(rows["record"], rows["outcome"])
+        except RunError:
+            self.write()  # the rows before it explain it
+            raise
         if self._pending:
             self._wait()
             if self._is_due(step - 1):
@@ -105,19 +110,25 @@ class Report:
     def write(self, final_params: PyTree = None) -> None:
         """Checks every step noted so far and writes the rows that are due.
 
+        Rows are due every `log.every_steps`, at the first and the last step, and
+        wherever an image was bad.
+
         Args:
           final_params: After the last step of the run: its row carries their hash.
 
         Raises:
-          RunError: A loss or gradient norm is not finite; names the first such step.
+          RunError: A loss or a norm is not finite; names the first such step.
         """
+        if not self._pending:
+            return
         self._wait()
         pending, self._pending = self._pending, []
         fetched = jax.device_get([p.metrics for p in pending])
-        for p, metrics in zip(pending, fetched, strict=True):
+        counts = _sum_over_hosts([p.counts for p in pending])
+        for p, metrics, count in zip(pending, fetched, counts, strict=True):
             _check_finite(p.step, metrics)
-            if self._is_due(p.step):
-                self._write_row(p, metrics, final_params)
+            if self._is_due(p.step) or count["bad_images"]:
+                self._write_row(p, {**metrics, **count}, final_params)
 
     def flush(self) -> None:
         """Brings all rows to storage; call it before a checkpoint newer than they."""
@@ -158,26 +169,25 @@ class Report:
         )
 
     def _write_row(
-        self, p: _Step, metrics: Mapping[str, np.ndarray], final_params: PyTree
+        self, p: _Step, values: Mapping[str, np.ndarray | int], final_params: PyTree
     ) -> None:
         cfg, num_steps = self._experiment.cfg, self._experiment.num_steps
         num_images = (p.step - self._row_step) * cfg.train.batch_size
         images_per_second = num_images / (p.done_at - self._row_time)
         self._row_step, self._row_time = p.step, p.done_at
         row = {
-            **metrics,
-            **_sum_over_hosts(p.counts),
+            **values,
             "images_per_second": images_per_second,
             "data_seconds": p.data_seconds,
         }
         if p.step == num_steps:
             row["params_sha256"] = params_sha256(final_params)
-        self._warn(p.step, metrics)
         if self._writer is not None and self._progress is not None:
+            self._warn(p.step, row)
             self._writer.write(p.step, row)
-            self._progress.update(p.step, float(row["loss"]), images_per_second)
+            self._progress.update(p.step, float(values["loss"]), images_per_second)
 
-    def _warn(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+    def _warn(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Says once that the teacher collapses, and at the end if little was learnt."""
         if metrics.get("teacher_std", 1.0) < _COLLAPSED and not self._has_warned:
             self._has_warned = True
@@ -214,7 +224,10 @@ Where everything is:
   metrics           {workdir / "metrics.jsonl"}
   TensorBoard       {workdir / "tensorboard"}
   checkpoint        {workdir / "checkpoints" / str(num_steps)}
-  the encoder       personmae_jax.load_encoder("{workdir}")"""
+  the encoder       personmae_jax.load_encoder("{workdir}")
+Next, on your own images:
+  python launch/pretrain.py --config=configs/vits.py \\
+    --config.data.source=folder --config.data.path=IMAGES"""
 
 
 def _check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
@@ -222,14 +235,19 @@ def _check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
         if not np.isfinite(value):
             raise RunError(
                 f"step {step}: {name} is {float(value)}; the last checkpoint is from "
-                "before it. Try a smaller --config.optim.base_lr, "
-                "--config.optim.clip_norm=1, or --config.train.matmul_dtype=float32"
+                "before it, but the same settings lead here again: start in another "
+                "--workdir with a smaller --config.optim.base_lr, with "
+                "--config.optim.clip_norm=1 or --config.train.matmul_dtype=float32"
             )
 
 
-def _sum_over_hosts(counts: dict[str, int]) -> dict[str, int]:
+def _sum_over_hosts(counts: Sequence[dict[str, int]]) -> list[dict[str, int]]:
     if jax.process_count() == 1:
-        return counts
-    values = np.asarray(list(counts.values()))
-    totals = multihost_utils.process_allgather(values).sum(axis=0)
-    return dict(zip(counts, totals.tolist(), strict=True))
+        return list(counts)
+    values = np.asarray([list(count.values()) for count in counts])
+    with jax.transfer_guard("allow"):  # it fetches its result implicitly
+        totals = multihost_utils.process_allgather(values).sum(axis=0)
+    return [
+        dict(zip(count, total, strict=True))
+        for count, total in zip(counts, totals.tolist(), strict=True)
+    ]

@@ -15,7 +15,8 @@ from personmae_jax.data.records import Records
 from personmae_jax.experiment import Experiment
 from personmae_jax.report import Report, summarise
 from personmae_jax.state import TrainState
-from personmae_jax.workdir import Workdir, open_path
+from personmae_jax.storage import open_path
+from personmae_jax.workdir import Workdir
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 
@@ -40,7 +41,11 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
     experiment = experiments.build(cfg, sharding.make_mesh(), num_steps)
     path, is_main = open_path(workdir), jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(Workdir(workdir, cfg)) if is_main else None
+        lock = None
+        if is_main:
+            lock = stack.enter_context(
+                Workdir(workdir, cfg, num_records=len(records), num_steps=num_steps)
+            )
         checkpoints = stack.enter_context(
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )
@@ -68,12 +73,13 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
             Report(experiment, path if is_main else None, records, batches, start)
         )
         last = _loop(experiment, state, start, stream, report, checkpoints, lock)
-    if last < num_steps:
-        print(f"Interrupted: saved step {last} of {num_steps}; start again to go on.")
-        return INTERRUPTED
     if is_main:
-        print(summarise(path, num_steps))
-    return FINISHED
+        print(
+            summarise(path, num_steps)
+            if last == num_steps
+            else f"Interrupted: saved step {last} of {num_steps}; start again to go on."
+        )
+    return FINISHED if last == num_steps else INTERRUPTED
 
 
 def _loop(
@@ -99,6 +105,8 @@ def _loop(
             state, metrics = experiment.train_step(state, batch)
             report.note(step, metrics, rows, data_seconds)
             is_last = step == num_steps or checkpoints.reached_preemption(step)
+            if step == num_steps or step % cfg.log.pictures_every_steps == 0:
+                report.write_picture(step, state.params)
             if is_last or step % cfg.checkpoint.every_steps == 0:
                 # Only what was seen finite is saved, so the last checkpoint is good.
                 report.write(state.params if step == num_steps else None)
@@ -106,8 +114,6 @@ def _loop(
                 if lock is not None:
                     lock.check_held()
                 checkpoints.save(step, state)
-            if step == num_steps or step % cfg.log.pictures_every_steps == 0:
-                report.write_picture(step, state.params)
             if is_last:
                 break
     return step

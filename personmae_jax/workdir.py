@@ -1,10 +1,10 @@
 """The folder of one run: who may write there, and with which settings."""
 
-import importlib.util
+import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import fsspec.config
 from etils import epath
 
 from personmae_jax import lock
@@ -16,6 +16,7 @@ from personmae_jax.config_json import (
     parse_object,
 )
 from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.storage import open_path, write_whole
 
 # What a later start may change: these settings do not change what is computed.
 # A name that ends in a dot stands for all fields below it.
@@ -29,30 +30,49 @@ FREE_FIELDS = (
     "config.log.",
 )
 
-_MAX_CONFIG = 1 << 20  # bytes; ours has 3,000
+_MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
+
+Parsed = TypeVar("Parsed")
 
 
 class Workdir:
-    """Context manager: locks the folder, then compares or writes `config.json`.
+    """Context manager: locks the folder, then compares or writes what a run is.
 
-    In a run of several processes only process 0 enters it. `path` is the folder,
-    as an etils path, local or `gs://`.
+    That is `config.json`, the settings, and `run.json`, what only the data tell. In a
+    run of several processes only process 0 enters it.
 
     Raises (on entering):
       ConfigError: The folder cannot be written, another run holds it, or it belongs
-        to a run with other settings.
+        to a run with other settings or other data.
     """
 
-    def __init__(self, path: os.PathLike[str] | str, cfg: Config):
+    def __init__(
+        self,
+        path: os.PathLike[str] | str,
+        cfg: Config,
+        *,
+        num_records: int,
+        num_steps: int,
+    ):
+        """Touches nothing yet.
+
+        Args:
+          path: The folder, local or `gs://`.
+          cfg: The settings.
+          num_records: In the data. On it depend the order of the images and, where
+            the settings give epochs, all schedules.
+          num_steps: Of the whole run.
+        """
         self.path = open_path(path)
         self._cfg = cfg
+        self._run = {"num_records": num_records, "num_steps": num_steps}
         self._lock: lock.FileLock | lock.HeartbeatLock | None = None
 
     def __enter__(self) -> "Workdir":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock.acquire(self.path)
-            self._settle_config()
+            self._settle()
         except ConfigError:
             self.__exit__()
             raise
@@ -77,52 +97,35 @@ class Workdir:
                 f"had not been heard of for {lock.STALE:.0f} s; go on with that one"
             )
 
-    def _settle_config(self) -> None:
-        new = config_to_json(self._cfg)
-        file = self.path / "config.json"
-        if file.exists():
-            text = _read_config_text(self.path)
-            if text == new:
-                return
-            found = differences(_parse(file, text), parse_object(new))
-            wrong = [
-                f"{name}: {values}"
-                for name, values in found.items()
-                if not any(_is_below(name, free) for free in FREE_FIELDS)
-            ]
-            if wrong:
-                raise ConfigError(
-                    f"--workdir={self.path} belongs to a run with other settings "
-                    f"({'; '.join(wrong)}); give the same settings or another "
-                    "--workdir"
-                )
-        lock.write_whole(file, new)
+    def _settle(self) -> None:
+        config, run = self.path / "config.json", self.path / "run.json"
+        if config.exists():
+            self._compare_config(_read(config, config_from_json))
+        if run.exists():
+            self._compare_run(_read(run, parse_object))
+        write_whole(config, config_to_json(self._cfg))
+        write_whole(run, json.dumps(self._run, indent=2) + "\n")
 
+    def _compare_config(self, there: Config) -> None:
+        here = config_from_json(config_to_json(self._cfg))  # in the same types
+        wrong = [
+            f"{name}: {values}"
+            for name, values in differences(there, here).items()
+            if not any(_is_below(name, free) for free in FREE_FIELDS)
+        ]
+        if wrong:
+            raise ConfigError(
+                f"--workdir={self.path} belongs to a run with other settings "
+                f"({'; '.join(wrong)}); give the same settings or another --workdir"
+            )
 
-def open_path(path: os.PathLike[str] | str) -> epath.Path:
-    """The etils path of a workdir.
-
-    Raises:
-      ConfigError: Neither local nor `gs://`, or what `gs://` needs is not installed.
-    """
-    scheme, found, _ = os.fspath(path).partition("://")
-    if not found:
-        return epath.Path(path).expanduser().absolute()
-    if scheme != "gs":
-        raise ConfigError(
-            f"--workdir={os.fspath(path)} is on {scheme}://; it may be a local path "
-            "or gs://BUCKET/FOLDER"
-        )
-    # etils takes TensorFlow for gs:// where that is installed.
-    if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
-        raise ConfigError(
-            f"--workdir={os.fspath(path)} needs gcsfs; "
-            "pip install -r requirements-gcs.txt"
-        )
-    # gcsfs would go on listing what it once saw, while tensorstore and other hosts
-    # write beside it.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return epath.Path(path)
+    def _compare_run(self, there: dict[str, Any]) -> None:
+        if there != self._run:
+            raise ConfigError(
+                f"the data has {_describe(self._run)}, but the run in "
+                f"--workdir={self.path} began with {_describe(there)}; give the same "
+                "data or another --workdir"
+            )
 
 
 def read_config(path: os.PathLike[str] | str) -> Config:
@@ -136,35 +139,26 @@ def read_config(path: os.PathLike[str] | str) -> Config:
     file = folder / "config.json"
     if not file.exists():
         raise ConfigError(f"{folder} holds no run: it has no config.json")
-    text = _read_config_text(folder)
-    try:
-        return config_from_json(text)
-    except ConfigError as e:
-        raise ConfigError(f"{file}: {e}") from e
+    return _read(file, config_from_json)
 
 
-def _read_config_text(folder: epath.Path) -> str:
-    file = folder / "config.json"
+def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """`parse` of the text; raises ConfigError if that or reading fails."""
     try:
         with file.open("rb") as f:
-            data = f.read(_MAX_CONFIG + 1)
-        if len(data) > _MAX_CONFIG:
-            raise ValueError(f"it is larger than {_MAX_CONFIG} bytes")
-        return data.decode()
-    except (OSError, ValueError) as e:
+            data = f.read(_MAX_SIZE + 1)
+        if len(data) > _MAX_SIZE:
+            raise ValueError(f"it is larger than {_MAX_SIZE} bytes")
+        return parse(data.decode())
+    except (OSError, ValueError) as e:  # ConfigError among them
         raise ConfigError(
             f"{file} cannot be read ({first_line(e)}); restore it or use another "
             "--workdir"
         ) from e
 
 
-def _parse(file: epath.Path, text: str) -> dict[str, Any]:
-    try:
-        return parse_object(text)
-    except ConfigError as e:
-        raise ConfigError(
-            f"{file} is damaged ({e}); restore it or use another --workdir"
-        ) from e
+def _describe(run: dict[str, Any]) -> str:
+    return f"{run.get('num_records')} records for {run.get('num_steps')} steps"
 
 
 def _is_below(name: str, free: str) -> bool:

@@ -10,21 +10,18 @@ PACKAGE = ROOT / "personmae_jax"
 
 # From the ground up; of one line, from left to right. A new file gets its place here.
 ORDER = """
-errors config config_check config_json revision lock
+errors config config_check config_json revision storage lock
 trees patches
 data.regions data.masks data.images
 data.synthetic_person data.synthetic_body data.synthetic_scene
 data.synthetic_occluders data.synthetic
-data.records data.bad_records data.pipeline data.prepare
+data.records data.bad_records data.pipeline
 models.posembed models.layers models.encoder models.predictor models.personmae
 losses optim sharding state train_step
-torch_weights
-reid.datasets reid.features reid.retrieval
 metrics pictures
 workdir distributed checkpoint
 experiment
 report train_loop
-reid.finetune preflight
 __init__
 """.split()
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -72,6 +69,10 @@ def test_a_file_imports_only_from_files_above_it(path):
         name for name in layers_of(path) if ORDER.index(name) >= ORDER.index(module)
     }
     assert not below, f"{module} must not import {below}"
+
+
+def test_the_order_names_only_files_that_exist():
+    assert not set(ORDER) - set(map(module_of, FILES))
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

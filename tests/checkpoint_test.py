@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from personmae_jax.checkpoint import Checkpoints, restore_encoder
-from personmae_jax.errors import RunError
+from personmae_jax.errors import ConfigError, RunError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 CONFIG = {"train": {"seed": 3}, "mean": (0.5, 0.25)}
@@ -197,6 +197,18 @@ def test_encoder_is_restored_alone_and_nothing_is_created(saved, weights, factor
     assert set(params) == {"kernel", "bias"}
     assert all(type(x) is np.ndarray for x in params.values())
     assert listing(saved) == before
+
+
+def test_encoder_of_unknown_weights_is_refused_naming_the_choices(saved):
+    with pytest.raises(ConfigError, match="'techer' is unknown.* student, teacher"):
+        restore_encoder(saved, weights="techer")
+
+
+def test_restoring_warns_of_nothing(saved, caplog):
+    with open_checkpoints(saved) as checkpoints:
+        checkpoints.restore(abstract(make_state(0)))
+    restore_encoder(saved)
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
 
 
 def test_encoder_of_a_folder_without_checkpoints_is_refused(tmp_path):

@@ -47,7 +47,7 @@ def edit(section: str, field: str, value) -> str:
         (edit("data", "mean", [0.1, 0.2]), r"config.data.mean is \[0.1, 0.2\]"),
         (edit("data", "mean", [0.1, 0.2, "x"]), r'config.data.mean\[2\] is "x"'),
         (edit("data", "path", 3), "config.data.path is 3"),
-        ('{"encoder": {}}', "config.data is missing"),
+        ('{"encoder": 3}', "config.encoder is 3"),
     ],
 )
 def test_what_this_code_did_not_write_is_refused_naming_the_field(text, message):
@@ -55,13 +55,19 @@ def test_what_this_code_did_not_write_is_refused_naming_the_field(text, message)
         config_from_json(text)
 
 
+def test_what_is_missing_is_as_by_default():
+    tree = json.loads(config_to_json(changed()))
+    del tree["train"], tree["data"]["mean"], tree["pixel_predictor"]["memory_blocks"]
+    expected = changed()
+    expected.train, expected.data.mean = TrainConfig(), Config().data.mean
+    expected.pixel_predictor.memory_blocks = Config().pixel_predictor.memory_blocks
+    assert config_from_json(json.dumps(tree)) == expected
+
+
 def test_differences_name_every_field_that_is_not_equal():
-    there = json.loads(config_to_json(Config()))
-    here = json.loads(config_to_json(changed()))
-    del there["train"]["epochs"]
-    found = differences(there, here)
+    found = differences(Config(), changed())
     assert found["config.regions.same"] == "false there, true here"
-    assert found["config.train.epochs"] == "absent there, 2 here"
+    assert found["config.train.epochs"] == "300.0 there, 2 here"
     assert (
         found["config.data.mean"] == "[0.485, 0.456, 0.406] there, [0.1, 0.2, 0.3] here"
     )

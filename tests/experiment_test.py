@@ -17,7 +17,7 @@ from personmae_jax.train_step import make_train_step
 
 METRICS = {
     *("loss", "pixel_loss", "feature_loss", "feature_weight", "lr", "ema_decay"),
-    *("grad_norm", "teacher_std", "feature_explained"),
+    *("grad_norm", "param_norm", "teacher_std", "feature_explained"),
 }
 NUM_STEPS = 1500  # the teacher's decay is 2/3 at first: its average has a history
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -185,6 +185,10 @@ def test_run_ended_by_sigterm_and_ctrl_c_equals_uninterrupted(
     assert results(workdir) == results(uninterrupted)
 
 
+def test_finished_run_has_its_last_picture(uninterrupted):
+    assert (uninterrupted / "pictures" / "40.png").stat().st_size > 10_000
+
+
 def test_finished_run_started_again_says_so(uninterrupted, cache):
     before = results(uninterrupted)
     process = pretrain(uninterrupted, *SMALL, env=cache)
@@ -195,7 +199,7 @@ def test_finished_run_started_again_says_so(uninterrupted, cache):
 
 def test_other_settings_in_the_same_workdir_are_refused_by_name(uninterrupted):
     process = pretrain(uninterrupted, *SMALL, "--config.encoder.depth=5")
-    assert_refused(process, "encoder.depth", "6", "5")
+    assert_refused(process, "encoder.depth: 4 there, 5 here")
 
 
 def test_second_run_in_the_same_workdir_is_refused(tmp_path, cache):
@@ -225,7 +229,7 @@ def test_non_finite_loss_stops_the_run_and_leaves_good_checkpoints(tmp_path, cac
     assert "Traceback" not in process.stderr
     assert "error: step " in process.stderr
     params, _ = personmae_jax.load_encoder(str(tmp_path / "run"))
-    assert np.isfinite(params["norm"]["bias"]).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def make_folder(folder: pathlib.Path, num_good: int, num_bad: int) -> None:
@@ -234,6 +238,21 @@ def make_folder(folder: pathlib.Path, num_good: int, num_bad: int) -> None:
         (folder / f"{i}.jpg").write_bytes(synthetic.encode_pedestrian(0, i, 0, 0))
     for i in range(num_bad):
         (folder / f"bad{i}.jpg").write_bytes(b"no picture")
+
+
+def test_resuming_with_other_data_is_refused(tmp_path, cache):
+    make_folder(tmp_path / "images", num_good=12, num_bad=0)
+    words = (
+        *TINY,
+        "--config.train.steps=2",
+        "--config.data.source=folder",
+        f"--config.data.path={tmp_path / 'images'}",
+    )
+    assert pretrain(tmp_path / "run", *words, env=cache).returncode == 0
+    more = synthetic.encode_pedestrian(0, 99, 0, 0)
+    (tmp_path / "images" / "more.jpg").write_bytes(more)
+    process = pretrain(tmp_path / "run", *words, env=cache)
+    assert_refused(process, "13 records", "12 records", "--workdir")
 
 
 def test_bad_images_are_replaced_counted_and_named(tmp_path, cache):
@@ -270,22 +289,13 @@ def test_too_many_bad_images_stop_the_run_with_the_list(tmp_path, cache):
     assert ".jpg" in error
 
 
-def test_picture_shows_what_was_seen_and_predicted(uninterrupted):
-    picture = cv2.imread(str(uninterrupted / "pictures" / "40.png"))
-    assert picture is not None
-    height, width, _ = picture.shape
-    assert height > 8 * 128
-    assert width > 4 * 128
-    assert picture.std() > 20
-
-
 def test_load_encoder_gives_the_tokens_of_a_run(uninterrupted):
     params, apply = personmae_jax.load_encoder(str(uninterrupted))
     untrained, _ = personmae_jax.load_encoder(str(uninterrupted), step=0)
     teacher, _ = personmae_jax.load_encoder(str(uninterrupted), weights="teacher")
     images = np.random.default_rng(0).integers(0, 256, (2, 128, 64, 3)).astype(np.uint8)
     tokens = [np.asarray(apply(p, images)) for p in (params, untrained, teacher)]
-    assert tokens[0].shape == (2, 1 + 32, 192)
+    assert tokens[0].shape == (2, 1 + 32, 128)
     assert all(np.isfinite(t).all() for t in tokens)
     assert not np.allclose(tokens[0], tokens[1], atol=1e-3)
     assert not np.allclose(tokens[0], tokens[2], atol=1e-6)

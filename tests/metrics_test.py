@@ -148,14 +148,15 @@ def test_cutting_off_reads_only_the_end(tmp_path):
 
 
 def test_on_resume_tensorboard_hides_what_was_logged_after_the_restored_step(tmp_path):
-    for start_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+    # The first two starts were killed, one of them before its first checkpoint.
+    for start_step, steps in ((0, (1, 2)), (0, (1, 2, 3)), (2, (3, 4))):
         with open_writer(tmp_path, start_step) as writer:
             for step in steps:
                 writer.write(step, {"loss": float(start_step + step)})
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
     starts = [e for e in events(tmp_path) if e.HasField("session_log")]
     # TensorBoard drops what earlier files hold from this step on.
-    assert [(e.step, e.session_log.status) for e in starts] == [(3, 1)]
+    assert [(e.step, e.session_log.status) for e in starts] == [(1, 1), (1, 1), (3, 1)]
 
 
 class Clock:
@@ -235,12 +236,12 @@ try:
     for step in range(2, 9):
         writer.write(step, {"loss": 1.0})
 except RunError as e:
-    print(e, flush=True)
+    print(f"at step {step}: {e}", flush=True)
 """
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_one_line(tmp_path):
+def test_a_full_disk_is_told_in_one_line_at_the_first_row_it_tears(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)],
         cwd=REPOSITORY,
@@ -248,7 +249,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
         text=True,
         timeout=60,
     )
-    assert re.search("metrics cannot be written to .*; make room", done.stdout), done
+    message = "at step 2: metrics cannot be written to .*; make room"
+    assert re.search(message, done.stdout), done
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 40
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(clock, capsys):

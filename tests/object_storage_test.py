@@ -8,13 +8,15 @@ import object_store
 import pytest
 from checkpoint_test import abstract, assert_same, make_state, open_checkpoints, shard
 from etils import epath
+from workdir_test import open_workdir
 
 from personmae_jax import lock
 from personmae_jax.checkpoint import restore_encoder
 from personmae_jax.config import Config
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.metrics import MetricsWriter
-from personmae_jax.workdir import Workdir, open_path, read_config
+from personmae_jax.storage import open_path
+from personmae_jax.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,6 @@ def server():
         patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
         patch.setenv("NO_GCE_CHECK", "true")
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for a login
-        pytest.importorskip("gcsfs", reason="needs requirements-gcs.txt")
         yield store
 
 
@@ -93,18 +94,20 @@ def test_storage_that_fails_is_told_and_older_checkpoints_are_good(store, workdi
 def test_lock_and_config(store, workdir, monkeypatch):
     monkeypatch.setattr(lock, "SETTLE", 0.01)
     cfg = Config()
-    with Workdir("gs://bucket/runs/one", cfg):
+    with open_workdir("gs://bucket/runs/one", cfg):
         holder = json.loads(store.objects["runs/one/lock"][1])
         holder |= {"host": "elsewhere"}
     assert "runs/one/lock" not in store.objects
     (workdir / "lock").write_text(json.dumps(holder))
-    with pytest.raises(ConfigError, match="on elsewhere"), Workdir(workdir, cfg):
+    with pytest.raises(ConfigError, match="on elsewhere"), open_workdir(workdir, cfg):
         pass
     (workdir / "lock").unlink()
     assert read_config("gs://bucket/runs/one") == cfg
     cfg.train.seed = 1
     with pytest.raises(ConfigError, match="config.train.seed: 0 there, 1 here"):
-        Workdir(workdir, cfg).__enter__()
+        open_workdir(workdir, cfg).__enter__()
+    with pytest.raises(ConfigError, match="the data has 55 records"):
+        open_workdir(workdir, Config(), num_records=55).__enter__()
 
 
 def test_metrics_and_pictures(store, workdir):

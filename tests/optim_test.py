@@ -1,5 +1,7 @@
 """Schedules and AdamW against MAE's and PyTorch's numbers, and their limits."""
 
+import tracemalloc
+
 import goldens
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,33 @@ def test_a_teacher_that_keeps_its_start_is_refused():
     # Mean of 1 - decay: 5.5e-4 over the ramp, then 1e-4: exp(-1.625) = 20 %.
     with pytest.raises(ConfigError, match=r"20% .* 5000 steps .*schedule=fraction"):
         optim.check_teacher(TeacherConfig(schedule="absolute"), 5000)
+
+
+def test_the_longest_run_is_checked_in_little_memory():
+    # Nearly no decay: the mean of 1 - decay is 5.5e-10 over the ramp, then 1e-10.
+    teacher = TeacherConfig(
+        schedule="absolute", start_decay=1 - 1e-9, end_decay=1 - 1e-10, max_decay=1.0
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="50% .* 2147483647 steps"):
+            optim.check_teacher(teacher, 2**31 - 1)
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 1000, 100_000])
+def test_a_short_runs_check_is_exact(num_steps):
+    teacher = TeacherConfig(schedule="absolute", start_decay=0.9, end_decay=1.0)
+    teacher.max_decay = 0.1 ** (1 / num_steps)
+    decays = optim.ema_decay_schedule(teacher, num_steps)(np.arange(num_steps))
+    percent = f"{np.prod(decays):.0%}"
+    if np.prod(decays) > 0.01:
+        with pytest.raises(ConfigError, match=f"leaves {percent} of"):
+            optim.check_teacher(teacher, num_steps)
+    else:
+        optim.check_teacher(teacher, num_steps)
 
 
 def test_bootmaes_decays_are_clipped_and_refused_in_a_short_run():

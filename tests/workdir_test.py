@@ -9,11 +9,12 @@ import time
 import pytest
 from etils import epath
 
-from personmae_jax import lock, workdir
-from personmae_jax.config import Config
+from personmae_jax import lock, storage, workdir
+from personmae_jax.config import Config, field_paths
 from personmae_jax.config_json import config_to_json
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.workdir import Workdir, open_path, read_config
+from personmae_jax.storage import open_path
+from personmae_jax.workdir import Workdir, read_config
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -25,6 +26,10 @@ def changed(**sections) -> Config:
         for name, value in fields.items():
             setattr(getattr(cfg, section), name, value)
     return cfg
+
+
+def open_workdir(folder, cfg: Config, *, num_records=24, num_steps=60) -> Workdir:
+    return Workdir(folder, cfg, num_records=num_records, num_steps=num_steps)
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen:
@@ -44,7 +49,7 @@ import signal, subprocess, sys
 from pathlib import Path
 from personmae_jax.config import Config
 from personmae_jax.workdir import Workdir
-with Workdir(sys.argv[1], Config()):
+with Workdir(sys.argv[1], Config(), num_records=24, num_steps=60):
     # A worker that outlives its parent, and inherits all that can be inherited.
     worker = subprocess.Popen(
         ["sleep", "100"], stdout=subprocess.DEVNULL, close_fds=False
@@ -60,10 +65,10 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
         try:
             holder = f"in use by process {first.pid} on .*stop that run or use another"
             with pytest.raises(ConfigError, match=holder):
-                Workdir(tmp_path, Config()).__enter__()
+                open_workdir(tmp_path, Config()).__enter__()
             first.kill()
             first.wait()
-            with Workdir(tmp_path, Config()):  # though its worker still lives
+            with open_workdir(tmp_path, Config()):  # though its worker still lives
                 pass
         finally:
             first.kill()
@@ -72,17 +77,17 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
 
 def test_a_run_that_ended_leaves_the_workdir_free(tmp_path):
     for _ in range(2):
-        with Workdir(tmp_path, Config()):
-            with pytest.raises(ConfigError), Workdir(tmp_path, Config()):
+        with open_workdir(tmp_path, Config()):
+            with pytest.raises(ConfigError), open_workdir(tmp_path, Config()):
                 pass
 
 
 def test_a_refused_configuration_leaves_the_workdir_free(tmp_path):
-    with Workdir(tmp_path, Config()):
+    with open_workdir(tmp_path, Config()):
         pass
-    with pytest.raises(ConfigError), Workdir(tmp_path, changed(train={"seed": 1})):
+    with pytest.raises(ConfigError), open_workdir(tmp_path, changed(train={"seed": 1})):
         pass
-    with Workdir(tmp_path, Config()):
+    with open_workdir(tmp_path, Config()):
         pass
 
 
@@ -107,10 +112,10 @@ def write_holder(folder: pathlib.Path, **changes) -> None:
 def test_without_flock_a_living_holder_is_respected(tmp_path):
     write_holder(tmp_path, host="elsewhere", pid=7)
     message = r"process 7 on elsewhere.*in case it is dead, wait 1[78]\d s"
-    with pytest.raises(ConfigError, match=message), Workdir(tmp_path, Config()):
+    with pytest.raises(ConfigError, match=message), open_workdir(tmp_path, Config()):
         pass
     write_holder(tmp_path, pid=os.getppid())
-    with pytest.raises(ConfigError), Workdir(tmp_path, Config()):
+    with pytest.raises(ConfigError), open_workdir(tmp_path, Config()):
         pass
 
 
@@ -127,7 +132,7 @@ def test_without_flock_the_lock_of_a_dead_run_is_taken_over(tmp_path, how):
         write_holder(tmp_path, host="elsewhere", heartbeat=time.time() - 181)
     else:
         (tmp_path / "lock").write_bytes(b'{"host": "els')
-    with Workdir(tmp_path, Config()) as run:
+    with open_workdir(tmp_path, Config()) as run:
         run.check_held()
     assert not (tmp_path / "lock").exists()
 
@@ -137,7 +142,7 @@ def test_without_flock_the_lock_is_refreshed_and_its_loss_noticed(tmp_path):
     def heartbeat() -> float:
         return lock._parse((tmp_path / "lock").read_bytes())["heartbeat"]
 
-    with Workdir(tmp_path, Config()) as run:
+    with open_workdir(tmp_path, Config()) as run:
         first = heartbeat()
         wait_until(lambda: heartbeat() > first)
         run.check_held()
@@ -171,17 +176,17 @@ def test_without_flock_one_of_two_simultaneous_starts_is_refused(tmp_path, monke
 
 def test_config_is_written_at_the_first_start_and_read_back(tmp_path):
     cfg = changed(encoder={"width": 384, "num_heads": 6})
-    with Workdir(tmp_path / "new" / "run", cfg):
+    with open_workdir(tmp_path / "new" / "run", cfg):
         pass
     assert read_config(tmp_path / "new" / "run") == cfg
 
 
 def test_other_settings_are_refused_naming_every_field(tmp_path):
-    with Workdir(tmp_path, Config()):
+    with open_workdir(tmp_path, Config()):
         pass
     before = (tmp_path / "config.json").read_text()
     other = changed(encoder={"width": 384}, train={"seed": 1}, log={"every_steps": 7})
-    with pytest.raises(ConfigError) as error, Workdir(tmp_path, other):
+    with pytest.raises(ConfigError) as error, open_workdir(tmp_path, other):
         pass
     assert "config.encoder.width: 768 there, 384 here" in str(error.value)
     assert "config.train.seed: 0 there, 1 here" in str(error.value)
@@ -190,7 +195,7 @@ def test_other_settings_are_refused_naming_every_field(tmp_path):
 
 
 def test_settings_that_change_no_result_may_change_and_are_kept_as_new(tmp_path):
-    with Workdir(tmp_path, Config()):
+    with open_workdir(tmp_path, Config()):
         pass
     other = changed(
         data={
@@ -203,13 +208,41 @@ def test_settings_that_change_no_result_may_change_and_are_kept_as_new(tmp_path)
         checkpoint={"every_steps": 7, "keep": 9},
         log={"every_steps": 7, "num_pictures": 1},
     )
-    with Workdir(tmp_path, other):
+    with open_workdir(tmp_path, other):
         pass
     assert read_config(tmp_path) == other
 
 
+@pytest.mark.parametrize("data", [{"num_records": 55}, {"num_steps": 137}])
+def test_other_data_are_refused_wherever_they_lie(tmp_path, data):
+    with open_workdir(tmp_path, Config()):
+        pass
+    message = "the data has .* but .* began with 24 records for 60 steps"
+    moved = changed(data={"path": "/x"})
+    with (
+        pytest.raises(ConfigError, match=message),
+        open_workdir(tmp_path, moved, **data),
+    ):
+        pass
+    assert read_config(tmp_path) == Config()
+    with open_workdir(tmp_path, moved):
+        pass
+
+
+def test_a_run_goes_on_with_a_setting_that_came_later(tmp_path):
+    tree = json.loads(config_to_json(Config()))
+    del tree["train"]["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    other = changed(train={"seed": 1})
+    with pytest.raises(ConfigError, match="config.train.seed: 0 there, 1 here"):
+        open_workdir(tmp_path, other).__enter__()
+    with open_workdir(tmp_path, Config()):
+        pass
+    assert read_config(tmp_path) == Config()
+
+
 def test_free_fields_are_fields():
-    names = workdir.differences({}, json.loads(config_to_json(Config())))
+    names = [name for name, _ in field_paths(Config(), "config.")]
     for free in workdir.FREE_FIELDS:
         assert any(workdir._is_below(name, free) for name in names), free
 
@@ -218,11 +251,12 @@ def test_free_fields_are_fields():
     "content",
     [b"", b"{torn", b"\xff\xfe\x00", b"null", b"[" * 50_000, b" " * (1 << 21), None],
 )
-def test_a_damaged_config_is_refused_not_overwritten(tmp_path, content):
-    file = tmp_path / "config.json"
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_damaged_record_is_refused_not_overwritten(tmp_path, content, name):
+    file = tmp_path / name
     file.mkdir() if content is None else file.write_bytes(content)
-    with pytest.raises(ConfigError, match="config.json.*restore it or use another"):
-        with Workdir(tmp_path, Config()):
+    with pytest.raises(ConfigError, match=f"{name}.*restore it or use another"):
+        with open_workdir(tmp_path, Config()):
             pass
     with pytest.raises(ConfigError, match="config.json"):
         read_config(tmp_path)
@@ -231,7 +265,7 @@ def test_a_damaged_config_is_refused_not_overwritten(tmp_path, content):
 
 def test_a_folder_with_other_files_is_used(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with Workdir(tmp_path, Config()):
+    with open_workdir(tmp_path, Config()):
         pass
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -240,7 +274,7 @@ def test_a_folder_with_other_files_is_used(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--workdir=.* cannot be written"):
-        with Workdir(tmp_path / name, Config()):
+        with open_workdir(tmp_path / name, Config()):
             pass
 
 
@@ -251,7 +285,7 @@ def test_reading_the_config_creates_nothing(tmp_path):
 
 
 def test_object_storage_without_its_package_names_what_to_install(monkeypatch):
-    monkeypatch.setattr(workdir.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="requirements-gcs.txt"):
         open_path("gs://bucket/run")
 

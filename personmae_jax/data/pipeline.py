@@ -13,7 +13,11 @@ late.
 
 import copy
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
@@ -236,7 +240,7 @@ class BatchIterator(Iterator[Batch]):
         )
         if data.num_workers:
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(data.num_workers)
+                grain.MultiprocessingOptions(data.num_workers), _init_worker
             )
         self._iterator = iter(dataset)
         self._iterator.start_prefetch()
@@ -251,6 +255,23 @@ class BatchIterator(Iterator[Batch]):
         self._stop()
         # Grain's must be gone before the interpreter takes its modules apart.
         self._iterator = iter(())
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Makes a worker process live exactly as long as the process of the run.
+
+    Ctrl-C, and a scheduler's SIGTERM, go to every process of a group; but the run's
+    alone decides when to stop, and goes on until it has saved.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_the_run, daemon=True).start()
+
+
+def _leave_with_the_run() -> None:
+    run: Any = multiprocessing.parent_process()
+    run.join()
+    os._exit(1)
 
 
 def _stop(iterator: grain.DatasetIterator, pool: futures.ThreadPoolExecutor) -> None:

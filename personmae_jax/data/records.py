@@ -7,15 +7,15 @@ import numpy as np
 from absl import logging
 
 from personmae_jax.config import DataConfig, SyntheticConfig
+from personmae_jax.config_check import PREPARE_DATA
 from personmae_jax.data import synthetic
-from personmae_jax.errors import ConfigError
+from personmae_jax.errors import ConfigError, first_line
 
 _SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm")
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
+    + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 _NAME_FEATURES = ("name", "filename", "image/filename")
-_PREPARE = "python launch/prepare_data.py --source PATH --out DIR"
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ def open_records(cfg: DataConfig) -> Records:
         what = "is not a folder" if os.path.exists(cfg.path or "") else "does not exist"
         raise ConfigError(
             f"config.data.path={cfg.path!r} {what}; set --config.data.path to "
-            f"a local or mounted data set (made with `{_PREPARE}`), or train on "
+            f"a local or mounted data set (made with `{PREPARE_DATA}`), or train on "
             "drawn pedestrians with --config=configs/quickstart.py"
         )
     if cfg.source == "folder":
@@ -90,29 +90,32 @@ class FolderRecords:
         """Lists the folder.
 
         Args:
-          root: The folder. Hidden files and folders are skipped, files without a
-            known suffix are left out; links are followed, each folder listed once.
+          root: The folder. Files with an image's suffix or none are listed, hidden
+            files and folders are not; links are followed, each folder listed once.
 
         Raises:
           ConfigError: It holds no image, or a folder in it cannot be listed.
         """
         self._root = root
-        names, num_others = _list_images(root)
+        names, num_others, other = _list_images(root)
         if not names:
             raise ConfigError(
                 f"config.data.path={root!r} holds no image "
-                f"({num_others} files without a known suffix); a folder source needs "
-                f"files named {', '.join(sorted(_SUFFIXES))}"
+                f"({num_others} files with other suffixes); a folder source needs "
+                f"files named {', '.join(sorted(_SUFFIXES))}, or without a suffix"
+            )
+        if num_others:
+            logging.warning(
+                "%s: left out %d files beside %d images, for a suffix that is no "
+                "image's, e.g. %s",
+                root,
+                num_others,
+                len(names),
+                _printable(other),
             )
         names.sort()
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._names = b"".join(names)
-        logging.info(
-            "%s: %d images; %d files without a known image suffix left out",
-            root,
-            len(names),
-            num_others,
-        )
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -123,16 +126,23 @@ class FolderRecords:
             return file.read()
 
     def name(self, index: int) -> str:
-        return self._path(index).decode("utf-8", "backslashreplace")
+        return _printable(self._path(index))
 
     def _path(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
         return self._names[start : self._ends[index]]
 
 
-def _list_images(root: str) -> tuple[list[bytes], int]:
-    """Relative paths of images, unsorted, and the number of other files."""
-    names, num_others = [], 0
+def _printable(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _list_images(root: str) -> tuple[list[bytes], int, bytes]:
+    """Relative paths of images, unsorted; the number of other files, and one of them.
+
+    Whether a file without a suffix is an image shows when it is decoded.
+    """
+    names, num_others, other = [], 0, b""
     folders, seen = [b""], set()
     while folders:
         folder = folders.pop()
@@ -151,13 +161,13 @@ def _list_images(root: str) -> tuple[list[bytes], int]:
                     suffix = os.path.splitext(entry.name)[1].lower()
                     if entry.is_dir():
                         subfolders.append(name)
+                    elif not (entry.is_file() or entry.is_symlink()):
+                        continue  # a pipe or a device
                     # A dangling link is listed, and counted as bad when it is read.
-                    elif os.fsdecode(suffix) in _SUFFIXES and (
-                        entry.is_file() or entry.is_symlink()
-                    ):
+                    elif not suffix or os.fsdecode(suffix) in _SUFFIXES:
                         names.append(name)
                     else:
-                        num_others += 1
+                        num_others, other = num_others + 1, name
         except OSError as error:
             raise ConfigError(
                 f"config.data.path: {os.fsdecode(path)!r} cannot be listed "
@@ -165,7 +175,7 @@ def _list_images(root: str) -> tuple[list[bytes], int]:
             ) from error
         # In order, so that of two links to one folder always the same one counts.
         folders.extend(sorted(subfolders, reverse=True))
-    return names, num_others
+    return names, num_others, other
 
 
 class TfdsRecords:
@@ -190,8 +200,8 @@ class TfdsRecords:
             features = builder.info.features
         except Exception as error:
             raise ConfigError(
-                f"{where} is not a tfds data set ({_first_line(error)}); make one "
-                f"with `{_PREPARE}`, or read plain files with "
+                f"{where} is not a tfds data set ({first_line(error)}); make one "
+                f"with `{PREPARE_DATA}`, or read plain files with "
                 "--config.data.source=folder"
             ) from error
         is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -200,7 +210,7 @@ class TfdsRecords:
             raise ConfigError(
                 f"{where} has no image feature named `image` (it has "
                 f"{', '.join(features) or 'none'}); make a data set that has one "
-                f"with `{_PREPARE}`"
+                f"with `{PREPARE_DATA}`"
             )
         encoded = {"image": tfds.decode.SkipDecoding()}
         try:
@@ -210,7 +220,7 @@ class TfdsRecords:
         except Exception as error:
             raise ConfigError(
                 f"config.data.split={split!r} of {where} cannot be opened "
-                f"({_first_line(error)}); its splits are "
+                f"({first_line(error)}); its splits are "
                 f"{', '.join(builder.info.splits) or 'none'}, and it must be stored "
                 "as ArrayRecord"
             ) from error
@@ -234,7 +244,7 @@ class TfdsRecords:
             return self._examples[index]["image"]
         except Exception as error:  # array_record and protobuf have no common one
             place = f"{self._split}[{index}]"
-            raise OSError(f"{place}: {_first_line(error)}") from error
+            raise OSError(f"{place}: {first_line(error)}") from error
 
     def name(self, index: int) -> str:
         place = f"{self._split}[{index}]"
@@ -244,7 +254,3 @@ class TfdsRecords:
             return self._examples[index][self._name_feature].decode() or place
         except Exception:
             return place
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -16,6 +16,9 @@ __all__ = ["Encoded", "encode", "init_params", "layer_norm", "predict"]
 
 Params = dict[str, Any]
 
+# What each predictor predicts; its name is that of its parameters.
+_PREDICTED = {"pixel_predictor": "pixels", "feature_predictor": "features"}
+
 
 def encode(
     cfg: Config,
@@ -59,19 +62,13 @@ def predict(
       `cfg.loss.feature_weight` is 0, "features" (b, n, width of the encoder).
     """
     return {
-        name: predictor.apply(
-            {"params": params[f"{name[:-1]}_predictor"]}, encoded, geometry
-        )
+        _PREDICTED[name]: predictor.apply({"params": params[name]}, encoded, geometry)
         for name, predictor in _predictors(cfg, dtype).items()
     }
 
 
 def init_params(cfg: Config, key: Array) -> Params:
-    """Returns the initial float32 parameters: "encoder" and one entry a predictor.
-
-    Raises:
-      Nothing of its own; `config.check` has refused impossible architectures.
-    """
+    """Returns the initial float32 parameters: "encoder" and one entry a predictor."""
     keys = jax.random.split(key, 3)
     patches = jnp.zeros((1, cfg.num_patches, 3 * cfg.encoder.patch_size**2))
     encoder = _encoder(cfg, jnp.float32)
@@ -82,7 +79,7 @@ def init_params(cfg: Config, key: Array) -> Params:
         keys[1:], _predictors(cfg, jnp.float32).items(), strict=False
     ):
         variables = predictor.init(predictor_key, encoded, geometry)
-        params[f"{name[:-1]}_predictor"] = variables["params"]
+        params[name] = variables["params"]
     return params
 
 
@@ -115,6 +112,6 @@ def _predictors(cfg: Config, dtype: DTypeLike) -> dict[str, Predictor]:
     # 0.001: the loss starts at the variance of the target; Xavier starts it at 1.8.
     pixels = build(cfg.pixel_predictor, 3 * cfg.encoder.patch_size**2, 0.001)
     if not cfg.loss.feature_weight:
-        return {"pixels": pixels}
+        return {"pixel_predictor": pixels}
     features = build(cfg.feature_predictor, cfg.encoder.width, None)
-    return {"pixels": pixels, "features": features}
+    return {"pixel_predictor": pixels, "feature_predictor": features}

@@ -188,6 +188,20 @@ def test_an_example_is_the_row_and_shows_where_it_was_cut():
     assert 0 < flipped < _BATCH
 
 
+def test_one_flip_is_shared_by_both_regions():
+    ramp = np.linspace(0, 255, 24).astype(np.uint8)  # brighter to the right
+    content = _encode(np.broadcast_to(ramp[:, None], (40, 24, 3)), "PNG")
+    batches = _batches([content])
+    rows = [batches[step] for step in range(4)]
+
+    def is_flipped(name):
+        regions = np.concatenate([batch[name] for batch in rows]).astype(float)
+        return regions[:, :, 0].mean((1, 2)) > regions[:, :, -1].mean((1, 2))
+
+    np.testing.assert_array_equal(is_flipped("region_a"), is_flipped("region_b"))
+    assert 0 < is_flipped("region_a").sum() < 4 * _BATCH
+
+
 def _bad_contents():
     """One picture of every kind of trouble, with what becomes of it."""
     jpeg = _pictures(1)[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
+from absl import logging
 
 from personmae_jax.config import DataConfig, SyntheticConfig
 from personmae_jax.data import synthetic
@@ -75,10 +76,29 @@ def test_a_folder_is_listed_in_the_order_of_relative_paths(tmp_path):
 
 
 def test_hidden_files_and_other_suffixes_are_left_out(tmp_path):
-    _write(
-        tmp_path, "1.jpg", ".2.jpg", ".git/3.jpg", "notes.txt", "4", "list.jpg/5.png"
+    _write(tmp_path, "1.jpg", ".2.jpg", ".git/3.jpg", "notes.txt", "list.jpg/4.png")
+    assert _names(_open("folder", tmp_path)) == ["1.jpg", "list.jpg/4.png"]
+
+
+def test_files_that_are_left_out_are_counted_and_one_is_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        logging, "warning", lambda form, *args: said.append(form % args)
     )
-    assert _names(_open("folder", tmp_path)) == ["1.jpg", "list.jpg/5.png"]
+    _write(tmp_path, "1.jpg", ".2.heic")
+    os.mkfifo(tmp_path / "pipe.txt")
+    _open("folder", tmp_path)
+    assert not said
+    _write(tmp_path, "sub/3.heic", "sub/4.heic")
+    _open("folder", tmp_path)
+    assert "left out 2 files beside 1 images" in said[0]
+    assert said[0].endswith(("sub/3.heic", "sub/4.heic"))
+
+
+def test_an_image_needs_no_suffix_and_may_have_a_rare_one(tmp_path):
+    names = ["1.JFIF", "2.jpe", "0002", "sub/0003"]
+    _write(tmp_path, *names)
+    assert _names(_open("folder", tmp_path)) == ["0002", "1.JFIF", "2.jpe", "sub/0003"]
 
 
 def test_links_are_followed_and_loops_are_harmless(tmp_path):
@@ -134,6 +154,17 @@ def test_a_damaged_tfds_record_is_an_oserror_and_the_others_stay(people, tmp_pat
         records.read(0)
     assert records.name(0) == "train[0]"
     assert records.read(1) == _jpeg(1)
+
+
+def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):
+    class Wordless:
+        def __getitem__(self, index):
+            raise ValueError(" \n")
+
+    records = _open("tfds", people)
+    monkeypatch.setattr(records, "_examples", Wordless())
+    with pytest.raises(OSError, match=r"train\[3\]: ValueError"):
+        records.read(3)
 
 
 def test_synthetic_records_are_identity_by_camera_by_shot():

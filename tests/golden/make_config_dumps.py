@@ -15,6 +15,7 @@ import jax
 from personmae_jax.config_json import config_to_json
 from personmae_jax.models import personmae
 from personmae_jax.optim import decay_mask
+from personmae_jax.trees import named_leaves
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent.parent / "configs"
@@ -30,10 +31,9 @@ def param_names() -> str:
     params = jax.eval_shape(lambda: personmae.init_params(cfg, jax.random.key(0)))
     is_decayed = jax.tree.leaves(decay_mask(params))
     lines = []
-    for (path, leaf), decays in zip(
-        jax.tree_util.tree_leaves_with_path(params), is_decayed, strict=True
+    for (name, leaf), decays in zip(
+        named_leaves(params).items(), is_decayed, strict=True
     ):
-        name = "/".join(key.key for key in path)
         shape = "x".join(map(str, leaf.shape))
         lines.append(f"{name} {shape}{' decay' if decays else ''}\n")
     return "".join(lines)

@@ -1,0 +1,103 @@
+"""What a run says of itself: rows, warnings, and the step that went wrong."""
+
+import json
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from tiny import tiny_config
+
+from personmae_jax import experiment, sharding
+from personmae_jax.data.images import Outcome
+from personmae_jax.data.pipeline import PretrainBatches
+from personmae_jax.data.records import SyntheticRecords
+from personmae_jax.errors import RunError
+from personmae_jax.report import Report, summarise
+
+NUM_STEPS = 6
+GOOD = {"loss": 1.0, "pixel_loss": 0.7, "teacher_std": 0.8, "feature_explained": 0.5}
+
+
+@pytest.fixture
+def report(tmp_path):
+    cfg = tiny_config()
+    cfg.log.every_steps = 50
+    records = SyntheticRecords(cfg.data.synthetic)
+    built = experiment.build(cfg, sharding.make_mesh(), NUM_STEPS)
+    batches = PretrainBatches(records, cfg)
+    with Report(built, epath.Path(tmp_path), records, batches, start=0) as report:
+        yield report
+
+
+def note(report, step: int, bad: int = 0, **metrics) -> None:
+    outcome = np.zeros(8, np.int8)
+    outcome[:bad] = Outcome.EMPTY
+    rows = {"record": np.arange(8), "outcome": outcome}
+    metrics = {k: jnp.asarray(v) for k, v in (GOOD | metrics).items()}
+    report.note(step, metrics, rows, 0.0)
+
+
+def rows(tmp_path) -> list[dict]:
+    return [
+        json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+
+
+def test_rows_are_written_at_the_first_the_last_and_every_bad_step(report, tmp_path):
+    for step in range(1, NUM_STEPS + 1):
+        note(report, step, bad=2 if step == 4 else 0)
+    report.write(final_params={"w": np.zeros(3)})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 4, NUM_STEPS]
+    assert [row["bad_images"] for row in rows(tmp_path)] == [0, 2, 0]
+    assert "params_sha256" in rows(tmp_path)[-1]
+    assert "params_sha256" not in rows(tmp_path)[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_value_in_a_step_without_a_row_stops_the_run(report, value):
+    note(report, 1)
+    note(report, 2)
+    note(report, 3, param_norm=value)
+    note(report, 4)
+    with pytest.raises(RunError, match=r"^step 3: param_norm is (nan|inf)"):
+        report.write()
+
+
+def test_collapse_and_unlearnt_features_are_said(report, caplog):
+    with caplog.at_level(logging.WARNING):
+        note(report, 1, teacher_std=0.05)
+        note(report, NUM_STEPS, teacher_std=0.04, feature_explained=0.1)
+        report.write(final_params={})
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("teacher_std is 0.05" in line for line in said) == 1
+    assert sum("feature_explained ends at 0.1" in line for line in said) == 1
+    assert len(said) == 2
+
+
+def test_healthy_run_says_nothing(report, caplog):
+    with caplog.at_level(logging.WARNING):
+        note(report, 1)
+        note(report, NUM_STEPS)
+        report.write(final_params={})
+    assert not caplog.records
+
+
+def test_too_many_bad_images_leave_the_rows_before(report, tmp_path):
+    report._bad._max_fraction = 0.0
+    note(report, 1)
+    with pytest.raises(RunError, match="bad"):
+        note(report, 2, bad=1)
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_summary_names_losses_places_and_the_next_command(report, tmp_path):
+    note(report, 1, pixel_loss=0.99)
+    note(report, NUM_STEPS)
+    report.write(final_params={})
+    summary = summarise(epath.Path(tmp_path), NUM_STEPS)
+    assert "0.990 -> 0.700" in summary
+    for place in ("pictures/6.png", "metrics.jsonl", "tensorboard", "checkpoints/6"):
+        assert str(tmp_path / place) in summary
+    assert "python launch/pretrain.py --config=configs/vits.py" in summary
