@@ -4,7 +4,9 @@
 was done; 75 interrupted and saved, start again.
 """
 
+import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -21,7 +23,9 @@ from personmae_jax.errors import ConfigError, RunError
 def define_config() -> Callable[[], Config]:
     """Defines `--config` and its overrides; returns what reads them after parsing."""
     flag = config_flags.DEFINE_config_file(
-        "config", help_string="A file of configs/; --config.FIELD=VALUE overrides."
+        "config",
+        help_string="A file of configs/; --config.FIELD=VALUE overrides a setting of "
+        "personmae_jax/config.py.",
     )
 
     def read() -> Config:
@@ -47,6 +51,9 @@ def config_file() -> pathlib.Path:
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, calls `main` and leaves with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Until the launcher has something to save, and handles them itself.
+        signal.signal(number, _leave_interrupted)
     sys.exit(app.run(lambda _: _guarded(main), flags_parser=_parse))
 
 
@@ -54,13 +61,13 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses as absl does, but every mistake is one sentence and exit code 2."""
     try:
         _refuse_unknown_fields(argv)
-        rest = app.parse_flags_with_usage(argv)[1:]
+        rest = flags.FLAGS(argv)[1:]
         if rest:
             raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
         return argv[:1]
-    except SystemExit as e:  # --help leaves with 0 or 1, a wrong flag with 1
-        sys.exit(2 if e.code == 1 and not _asks_help(argv) else 0)
-    except ConfigError as e:
+    except SystemExit:  # --help; absl would leave with 1
+        sys.exit(0)
+    except (ConfigError, flags.Error) as e:
         _leave(2, e)
     except Exception as e:  # a stranger's config file may raise anything
         _leave(2, f"--config: {type(e).__name__}: {e}")
@@ -78,8 +85,9 @@ def _refuse_unknown_fields(argv: list[str]) -> None:
             )
 
 
-def _asks_help(argv: list[str]) -> bool:
-    return any(a.lstrip("-") in ("help", "helpfull", "helpshort") for a in argv)
+def _leave_interrupted(*_: object) -> None:
+    print("interrupted before any work was done; start again", file=sys.stderr)
+    os._exit(75)
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

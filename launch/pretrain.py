@@ -11,6 +11,7 @@ import command_line
 from absl import flags
 
 _CONFIG = command_line.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
 )
@@ -28,7 +29,9 @@ def main() -> int:
     from personmae_jax import distributed, train_loop
 
     distributed.initialize()
-    workdir = _WORKDIR.value or f"runs/{command_line.config_file().stem}"
+    workdir = _WORKDIR.value
+    if workdir is None:
+        workdir = f"runs/{command_line.config_file().stem}"
     return train_loop.run(cfg, workdir, records)
 
 

@@ -62,16 +62,20 @@ class Checkpoints:
             "git_revision": revision.git_revision(),
             "versions": revision.versions(),
         }
-        self._manager = _Manager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy.AnyPreservationPolicy(
-                    [policy.LatestN(keep), policy.CustomSteps([0])]
-                ),
-                cleanup_tmp_directories=True,
-                lightweight_initialize=True,
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(
+                [policy.LatestN(keep), policy.CustomSteps([0])]
             ),
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
         )
+        try:
+            self._manager = _Manager(self._folder, options=options)
+        except Exception as e:  # each storage has its own errors
+            raise RunError(
+                f"{self._folder} cannot hold checkpoints ({first_line(e)}); mend that "
+                "or use another --workdir"
+            ) from e
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -154,7 +158,7 @@ class Checkpoints:
         try:
             act()
         except Exception as e:  # orbax and tensorstore raise whatever they meet
-            logging.exception("Saving failed.")
+            logging.debug("Saving failed.", exc_info=True)
             whole = _whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "

@@ -77,7 +77,7 @@ _RANGES = {
     "optim.weight_decay": (0, None),
     "optim.clip_norm": (1e-12, None),
     "train.seed": (0, 2**31 - 1),
-    "train.batch_size": (1, None),
+    "train.batch_size": (1, 2**20),
     "train.epochs": (1e-9, None),
     "train.steps": (1, 2**31 - 1),
     "train.accumulate": (1, None),
@@ -88,10 +88,10 @@ _RANGES = {
     "data.max_pixels": (1, None),
     "data.min_side": (1, None),
     "data.max_bad_fraction": (0, 1),
-    "data.synthetic.identities": (1, None),
-    "data.synthetic.cameras": (1, None),
-    "data.synthetic.shots": (1, None),
-    "data.synthetic.first_identity": (0, None),
+    "data.synthetic.identities": (1, 10**9),
+    "data.synthetic.cameras": (1, 1000),
+    "data.synthetic.shots": (1, 1000),
+    "data.synthetic.first_identity": (0, 10**9),
     "data.synthetic.seed": (0, 2**31 - 1),
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
@@ -114,7 +114,11 @@ def _range_problems(cfg: Config) -> Iterator[str]:
             is_below = low is not None and not value >= low  # also catches nan
             is_above = high is not None and not value <= high
             if is_below or is_above or not math.isfinite(value):
-                bound = f"at least {low}" if high is None else f"in {low} .. {high}"
+                bound = (
+                    f"a number of at least {low}"
+                    if high is None
+                    else f"in {low} .. {high}"
+                )
                 yield f"config.{path}={value} is out of range: it must be {bound}"
 
 

@@ -45,7 +45,8 @@ class FileLock:
     """
 
     def __init__(self, folder: epath.Path):
-        self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = folder / "lock"
+        self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
@@ -59,7 +60,12 @@ class FileLock:
             raise
 
     def is_lost(self) -> bool:
-        return False
+        """Whether the locked file is no longer the one in the folder."""
+        try:
+            there, here = os.stat(self._file), os.fstat(self._fd)
+        except FileNotFoundError:
+            return True
+        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
 
     def release(self) -> None:
         # The file stays: if it were removed, two runs could lock two files.

@@ -51,6 +51,11 @@ class MetricsWriter:
         self._workdir = workdir
         self._remote = is_remote(workdir)
         self._closing = contextlib.ExitStack()
+        with self._report_failure():
+            self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        workdir = self._workdir
         if self._remote:
             temporary = tempfile.TemporaryDirectory(prefix="metrics-")
             self._local = pathlib.Path(self._closing.enter_context(temporary))
@@ -97,7 +102,7 @@ class MetricsWriter:
         """
         row = {"step": step} | {name: _to_json(v) for name, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
-        with self._report_full_disk():
+        with self._report_failure():
             rest = line.encode()
             while rest:  # a disk that fills takes a part, and the next write says why
                 rest = rest[self._rows.write(rest) :]
@@ -115,7 +120,7 @@ class MetricsWriter:
         """
         png = io.BytesIO()
         Image.fromarray(picture).save(png, format="png")
-        with self._report_full_disk():
+        with self._report_failure():
             folder = self._workdir / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{step}.png").write_bytes(png.getvalue())
@@ -139,7 +144,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes out what is left; raises RunError if storage does not take it."""
-        with self._closing, self._report_full_disk():
+        with self._closing, self._report_failure():
             self._tensorboard.close()
             if self._remote:
                 self._copy()
@@ -152,13 +157,13 @@ class MetricsWriter:
                 target.write_bytes(file.read_bytes())
 
     @contextlib.contextmanager
-    def _report_full_disk(self) -> Iterator[None]:
+    def _report_failure(self) -> Iterator[None]:
         try:
             yield
         except OSError as e:
             raise RunError(
                 f"metrics cannot be written to {self._workdir} ({first_line(e)}); "
-                "make room and start again"
+                "mend that and start again"
             ) from e
 
 
@@ -220,8 +225,8 @@ class Progress:
         self._next_line = 0.0
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
-            rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[text]}"),
+            rich.progress.BarColumn(),
         )
         self._is_terminal = self._bar.console.is_terminal
         self._task = self._bar.add_task(
@@ -257,7 +262,10 @@ class Progress:
         now = time.monotonic()
         if now >= self._next_line or step >= self._num_steps:
             self._next_line = now + _LINE_EVERY
-            print(f"step {step}/{self._num_steps}  {text}", flush=True)
+            try:
+                print(f"step {step}/{self._num_steps}  {text}", flush=True)
+            except BrokenPipeError:  # nobody reads it any more; the run goes on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _seconds_left(self, step: int) -> str:
         now = time.monotonic()

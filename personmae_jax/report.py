@@ -214,7 +214,7 @@ def summarise(workdir: epath.Path, num_steps: int) -> str:
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     losses = "".join(
         f"\n  {name:18}{first[name]:.3f} -> {last[name]:.3f}"
-        for name in ("loss", "pixel_loss", "feature_loss", "feature_explained")
+        for name in ("pixel_loss", "feature_loss", "feature_explained", "teacher_std")
         if name in first
     )
     return f"""\

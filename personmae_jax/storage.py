@@ -15,6 +15,8 @@ def open_path(path: os.PathLike[str] | str) -> epath.Path:
     Raises:
       ConfigError: Neither local nor `gs://`, or what `gs://` needs is not installed.
     """
+    if not os.fspath(path):
+        raise ConfigError("--workdir= names no folder; leave it out or name one")
     scheme, found, _ = os.fspath(path).partition("://")
     if not found:
         return epath.Path(path).expanduser().absolute()

@@ -12,6 +12,7 @@ from personmae_jax.checkpoint import Checkpoints
 from personmae_jax.config import Config
 from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import Records
+from personmae_jax.errors import RunError, first_line
 from personmae_jax.experiment import Experiment
 from personmae_jax.report import Report, summarise
 from personmae_jax.state import TrainState
@@ -72,7 +73,16 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         report = stack.enter_context(
             Report(experiment, path if is_main else None, records, batches, start)
         )
-        last = _loop(experiment, state, start, stream, report, checkpoints, lock)
+        try:
+            last = _loop(experiment, state, start, stream, report, checkpoints, lock)
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            raise RunError(
+                f"out of memory on the device ({first_line(e)}); use a smaller "
+                "--config.train.batch_size, a larger --config.train.accumulate, or "
+                "more devices"
+            ) from e
     if is_main:
         print(
             summarise(path, num_steps)

@@ -90,11 +90,12 @@ class Workdir:
             self._lock = None
 
     def check_held(self) -> None:
-        """Raises RunError if another run has taken the folder over meanwhile."""
+        """Raises RunError if the folder was removed or taken over meanwhile."""
         if self._lock is not None and self._lock.is_lost():
             raise RunError(
-                f"another run has taken over --workdir={self.path}, because this one "
-                f"had not been heard of for {lock.STALE:.0f} s; go on with that one"
+                f"--workdir={self.path} is no longer this run's: it was removed, or "
+                f"another run took it over after {lock.STALE:.0f} s without a sign of "
+                "life; go on there, or start again"
             )
 
     def _settle(self) -> None:

@@ -249,7 +249,7 @@ def test_a_full_disk_is_told_in_one_line_at_the_first_row_it_tears(tmp_path):
         text=True,
         timeout=60,
     )
-    message = "at step 2: metrics cannot be written to .*; make room"
+    message = "at step 2: metrics cannot be written to .*; mend that"
     assert re.search(message, done.stdout), done
     assert (tmp_path / "metrics.jsonl").stat().st_size == 40
 
@@ -286,7 +286,7 @@ def test_on_a_terminal_log_lines_do_not_tear_the_bar(tmp_path):
         assert sum(line.endswith(f"a log line of step {step}") for line in lines) == 1
     assert sum("━" in line for line in lines) == 1
     bar = next(line for line in lines if "━" in line)
-    assert re.search(r"^step 3/3 ━+ loss 0.5000  1 images/s  0:00:00 left", bar)
+    assert re.search(r"^step 3/3 loss 0.5000  1 images/s  0:00:00 left ━+", bar)
     assert "after the end" in lines[-1]
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,9 +150,17 @@ def test_without_flock_the_lock_is_refreshed_and_its_loss_noticed(tmp_path):
         lost_for = {"host": "elsewhere", "pid": 7}
         # Until the holder's own refresh, which may have been under way, is over.
         wait_until(lambda: write_holder(tmp_path, **lost_for) or run._lock.is_lost())
-        with pytest.raises(RunError, match="another run has taken over"):
+        with pytest.raises(RunError, match="no longer this run's"):
             run.check_held()
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
+
+
+def test_removed_workdir_is_noticed(tmp_path):
+    with open_workdir(tmp_path / "run", Config()) as run:
+        run.check_held()
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(RunError, match="no longer this run's"):
+            run.check_held()
 
 
 def wait_until(condition) -> None:
