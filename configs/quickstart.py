@@ -16,11 +16,11 @@ def get_config() -> Config:
     cfg.data.height, cfg.data.width = 128, 64
     cfg.data.synthetic.identities, cfg.data.synthetic.cameras = 500, 3
     cfg.train.batch_size = 32
-    cfg.train.steps = 1800
+    cfg.train.steps = 1400
     # Drawn features are soon predicted; this leaves more of the network to the pixels.
     cfg.loss.feature_weight = 0.3
     cfg.optim.base_lr = 8e-3
     cfg.log.every_steps = 1
-    cfg.log.pictures_every_steps = 600
-    cfg.checkpoint.every_steps = 600
+    cfg.log.pictures_every_steps = 350
+    cfg.checkpoint.every_steps = 350
     return cfg

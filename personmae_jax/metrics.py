@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, pictures and a progress bar."""
+"""What a run reports: metrics.jsonl, TensorBoard and pictures."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.progress
 import tensorboardX
 from absl import logging
 from etils import epath
@@ -29,7 +27,7 @@ from personmae_jax.trees import named_leaves
 
 _COPY_EVERY = 30.0  # seconds between two copies to object storage, at least
 _COPY_SHARE = 0.05  # of the time at most goes into copying
-_LINE_EVERY = 10.0  # seconds between two progress lines where there is no terminal
+_FLUSH_EVERY = 10  # seconds between two writes of TensorBoard events
 _BLOCK = 1 << 16  # bytes read at once from the end of metrics.jsonl
 _MAX_ROW = 1 << 20  # bytes; a longer line is garbage
 
@@ -72,7 +70,7 @@ class MetricsWriter:
             # Hides what a run that was killed has logged after `start_step`: else the
             # curves would double.
             purge_step=start_step + 1,
-            flush_secs=int(_LINE_EVERY),
+            flush_secs=_FLUSH_EVERY,
             filename_suffix=f".{time.time_ns()}",  # two starts in the same second
         )
         self._closing.callback(self._tensorboard.close)
@@ -210,73 +208,6 @@ def _step_of(row: bytes) -> int:
     except (ValueError, TypeError, LookupError, RecursionError):
         return -1
     return step if type(step) is int else -1
-
-
-class Progress:
-    """A progress bar on a terminal, a line now and then elsewhere.
-
-    A context manager; log lines of absl appear above the bar while it is shown.
-    """
-
-    def __init__(self, num_steps: int, start_step: int = 0):
-        self._num_steps = num_steps
-        # Of the first update: what came before it was mostly compiling.
-        self._first_step = self._first_time = None
-        self._next_line = 0.0
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
-            rich.progress.TextColumn("{task.fields[text]}"),
-            rich.progress.BarColumn(),
-        )
-        self._is_terminal = self._bar.console.is_terminal
-        self._task = self._bar.add_task(
-            "", total=num_steps, completed=start_step, text=""
-        )
-        self._closing = contextlib.ExitStack()
-
-    def __enter__(self) -> "Progress":
-        if self._is_terminal:
-            self._closing.enter_context(self._bar)
-            # The bar has replaced sys.stderr; absl still holds the one before.
-            handler = logging.get_absl_handler().python_handler
-            self._closing.callback(handler.setStream, handler.stream)
-            handler.setStream(sys.stderr)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
-
-    def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Shows that `step` of the steps are done.
-
-        Args:
-          step: Number of steps done.
-          loss: Of that step.
-          images_per_second: Over all devices and hosts.
-        """
-        left = self._seconds_left(step)
-        text = f"loss {loss:.4f}  {images_per_second:,.0f} images/s  {left}"
-        if self._is_terminal:
-            self._bar.update(self._task, completed=step, text=text)
-            return
-        now = time.monotonic()
-        if now >= self._next_line or step >= self._num_steps:
-            self._next_line = now + _LINE_EVERY
-            try:
-                print(f"step {step}/{self._num_steps}  {text}", flush=True)
-            except BrokenPipeError:  # nobody reads it any more; the run goes on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def _seconds_left(self, step: int) -> str:
-        now = time.monotonic()
-        if self._first_step is None or self._first_time is None:
-            self._first_step, self._first_time = step, now
-        if step <= self._first_step:
-            return "? left"
-        per_step = (now - self._first_time) / (step - self._first_step)
-        minutes, seconds = divmod(round(per_step * (self._num_steps - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02} left"
 
 
 def params_sha256(params: PyTree) -> str:

@@ -21,7 +21,8 @@ from personmae_jax.data.pipeline import Batch, Example, PretrainBatches
 from personmae_jax.data.records import Records
 from personmae_jax.errors import RunError
 from personmae_jax.experiment import Experiment
-from personmae_jax.metrics import MetricsWriter, Progress, params_sha256
+from personmae_jax.metrics import MetricsWriter, params_sha256
+from personmae_jax.progress import Progress
 
 _COLLAPSED = 0.1  # a teacher_std below it is said; ours
 _LEARNT = 0.2  # a last feature_explained below it is said; ours

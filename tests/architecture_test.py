@@ -18,7 +18,7 @@ data.synthetic_occluders data.synthetic
 data.records data.bad_records data.pipeline
 models.posembed models.layers models.encoder models.predictor models.personmae
 losses optim sharding state train_step
-metrics pictures
+metrics progress pictures
 workdir distributed checkpoint
 experiment
 report train_loop

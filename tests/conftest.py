@@ -1,6 +1,7 @@
 """What every test relies on: 8 CPU devices, strict shapes, no warning unseen."""
 
 import os
+import time
 
 import jax
 import pytest
@@ -21,3 +22,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def _parsed_flags():
     """Grain's worker processes refuse to start before absl flags are parsed."""
     flags.FLAGS.mark_as_parsed()
+
+
+class Clock:
+    """`time.monotonic` by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)

@@ -1,9 +1,7 @@
 import hashlib
 import io
 import json
-import os
 import pathlib
-import pty
 import re
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from personmae_jax import metrics
 from personmae_jax.errors import RunError
-from personmae_jax.metrics import MetricsWriter, Progress, params_sha256
+from personmae_jax.metrics import MetricsWriter, params_sha256
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -159,19 +157,6 @@ def test_on_resume_tensorboard_hides_what_was_logged_after_the_restored_step(tmp
     assert [(e.step, e.session_log.status) for e in starts] == [(1, 1), (1, 1), (3, 1)]
 
 
-class Clock:
-    """`time.monotonic` by hand."""
-
-    def __init__(self, monkeypatch):
-        self.now = 1000.0
-        monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    return Clock(monkeypatch)
-
-
 @pytest.fixture
 def object_storage(monkeypatch):
     """Treats every workdir as remote: whole files only."""
@@ -252,86 +237,6 @@ def test_a_full_disk_is_told_in_one_line_at_the_first_row_it_tears(tmp_path):
     message = "at step 2: metrics cannot be written to .*; mend that"
     assert re.search(message, done.stdout), done
     assert (tmp_path / "metrics.jsonl").stat().st_size == 40
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(clock, capsys):
-    with Progress(100, start_step=40) as progress:
-        for step in range(41, 101):
-            clock.now += 1
-            progress.update(step, loss=0.5, images_per_second=1234.0)
-    lines = capsys.readouterr().out.splitlines()
-    shown = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines]
-    assert shown == [41, 51, 61, 71, 81, 91, 100]
-    assert lines[1] == "step 51/100  loss 0.5000  1,234 images/s  0:00:49 left"
-
-
-SHOW_PROGRESS = """
-from absl import flags, logging
-from personmae_jax.metrics import Progress
-flags.FLAGS.mark_as_parsed()  # this and the next line as absl.app.run does
-logging.use_absl_handler()
-with Progress(3) as progress:
-    for step in (1, 2, 3):
-        progress.update(step, loss=0.5, images_per_second=1.0)
-        logging.warning("a log line of step %d", step)
-logging.warning("a log line after the end")
-"""
-
-
-@pytest.mark.slow
-def test_on_a_terminal_log_lines_do_not_tear_the_bar(tmp_path):
-    shown = run_on_terminal(SHOW_PROGRESS)
-    lines = screen(shown)
-    for step in (1, 2, 3):
-        assert sum(line.endswith(f"a log line of step {step}") for line in lines) == 1
-    assert sum("━" in line for line in lines) == 1
-    bar = next(line for line in lines if "━" in line)
-    assert re.search(r"^step 3/3 loss 0.5000  1 images/s  0:00:00 left ━+", bar)
-    assert "after the end" in lines[-1]
-
-
-def run_on_terminal(code: str) -> str:
-    main, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    shown = b""
-    with os.fdopen(main, "rb", buffering=0) as stream:
-        try:
-            while block := stream.read(4096):
-                shown += block
-        except OSError:  # Linux says so that the other side is closed
-            pass
-    assert process.wait(timeout=60) == 0, shown
-    return shown.decode()
-
-
-def screen(shown: str) -> list[str]:
-    """What a terminal shows after these characters; moves and erasures obeyed."""
-    lines, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", shown):
-        if token == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif token == "\r":
-            column = 0
-        elif token.startswith("\x1b"):
-            count = int(re.sub(r"\D", "", token) or 1)
-            if token.endswith("A"):
-                row = max(row - count, 0)
-            elif token.endswith("K"):
-                lines[row] = "" if count == 2 else lines[row][:column]
-        else:
-            line = lines[row].ljust(column)
-            lines[row] = line[:column] + token + line[column + len(token) :]
-            column += len(token)
-    return [line.rstrip() for line in lines if line.strip()]
 
 
 def test_params_sha256_is_the_hash_of_paths_and_bytes_in_order():
