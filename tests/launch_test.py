@@ -19,7 +19,7 @@ from personmae_jax.data import synthetic
 ROOT = pathlib.Path(__file__).parents[1]
 # Small enough for two cores, slow enough to be killed in the middle.
 SMALL = (
-    "--config.train.batch_size=16",
+    "--config.train.batch_size=48",
     "--config.train.steps=40",
     # By default the teacher of so short a run remembers nothing: it is the student.
     "--config.teacher.start_fraction=0.1",
@@ -179,7 +179,7 @@ def test_run_ended_by_sigterm_and_ctrl_c_equals_uninterrupted(
     tmp_path, uninterrupted, cache
 ):
     workdir = tmp_path / "run"
-    for step, number in ((10, signal.SIGTERM), (20, signal.SIGINT)):
+    for step, number in ((5, signal.SIGTERM), (15, signal.SIGINT)):
         process = start(workdir, *SMALL, env=cache)
         wait_for_step(process, workdir, step)
         process.send_signal(number)
