@@ -8,8 +8,10 @@ import object_store
 import pytest
 from checkpoint_test import abstract, assert_same, make_state, open_checkpoints, shard
 from etils import epath
+from launch_test import TINY, pretrain
 from workdir_test import open_workdir
 
+import personmae_jax
 from personmae_jax import lock
 from personmae_jax.checkpoint import restore_encoder
 from personmae_jax.config import Config
@@ -122,3 +124,22 @@ def test_metrics_and_pictures(store, workdir):
     assert store.objects["runs/one/pictures/3.png"][1].startswith(b"\x89PNG")
     names = [n for n in store.objects if n.startswith("runs/one/tensorboard/")]
     assert len(names) == 2
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_resumed_and_loaded_there(store, workdir):
+    words = (*TINY, "--config.train.steps=6", "--config.checkpoint.every_steps=3")
+    process = pretrain(workdir, *words)
+    assert process.returncode == 0, process.stderr
+    first = (workdir / "metrics.jsonl").read_text().splitlines()
+    for name in [n for n in store.objects if n.startswith("runs/one/checkpoints/6/")]:
+        del store.objects[name]  # as if it had been killed before its last step
+    process = pretrain(workdir, *words)
+    assert process.returncode == 0, process.stderr
+    again = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in again] == [1, 2, 3, 4, 5, 6]
+    hashes = [json.loads(rows[-1])["params_sha256"] for rows in (first, again)]
+    assert hashes[0] == hashes[1]
+    assert (workdir / "pictures" / "6.png").exists()
+    params, _ = personmae_jax.load_encoder(str(workdir))
+    assert params["norm"]["scale"].shape == (48,)
