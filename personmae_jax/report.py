@@ -98,7 +98,8 @@ class Report:
         try:
             counts = self._bad.count(rows["record"], rows["outcome"])
         except RunError:
-            self.write()  # the rows before it explain it
+            if jax.process_count() == 1:  # other hosts would be waited for, in vain
+                self.write()  # the rows before it explain it
             raise
         if self._pending:
             self._wait()

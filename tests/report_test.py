@@ -3,10 +3,12 @@
 import json
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 from tiny import tiny_config
 
 from personmae_jax import experiment, sharding
@@ -90,6 +92,19 @@ def test_too_many_bad_images_leave_the_rows_before(report, tmp_path):
     with pytest.raises(RunError, match="bad"):
         note(report, 2, bad=1)
     assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_a_host_that_stops_does_not_wait_for_the_others(report, monkeypatch):
+    report._bad._max_fraction = 0.0
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def wait_in_vain(values):
+        raise AssertionError("the other hosts are not there")
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", wait_in_vain)
+    note(report, 1)
+    with pytest.raises(RunError, match="bad"):
+        note(report, 2, bad=1)
 
 
 def test_summary_names_losses_places_and_the_next_command(report, tmp_path):
