@@ -45,7 +45,6 @@ def load_encoder(
     from personmae_jax import losses
     from personmae_jax.checkpoint import restore_encoder
     from personmae_jax.models import personmae
-    from personmae_jax.patches import patchify
     from personmae_jax.workdir import read_config
 
     cfg = read_config(workdir)
@@ -62,8 +61,7 @@ def load_encoder(
                 f"images are {images.dtype}{list(images.shape)}; this encoder takes "
                 f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"
             )
-        patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
-        patches = losses.normalise(patches, cfg.data.mean, cfg.data.std)
+        patches = losses.normalised_patches(jnp.asarray(images), cfg)
         return personmae.encode(cfg, params, patches).tokens
 
     return params, apply

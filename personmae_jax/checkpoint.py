@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from personmae_jax import revision
-from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.errors import Closing, ConfigError, RunError, first_line
 from personmae_jax.storage import open_path
 from personmae_jax.trees import named_leaves
 
@@ -36,7 +36,7 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The checkpoints WORKDIR/checkpoints/STEP/ of one run; a context manager.
 
     Keeps the latest `keep` and step 0. A checkpoint appears under its name only when
@@ -76,17 +76,6 @@ class Checkpoints:
                 f"{self._folder} cannot hold checkpoints ({first_line(e)}); mend that "
                 "or use another --workdir"
             ) from e
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            self.close()
-        except RunError as e:
-            if error is None:
-                raise
-            logging.error("%s", e)  # what came first tells more
 
     def latest_step(self) -> int | None:
         """The latest whole checkpoint; None before the first."""

@@ -1,4 +1,10 @@
-"""The two ways a run ends badly, each with its exit code."""
+"""The two ways a run ends badly, each with its exit code, and what they quote."""
+
+from typing import TypeVar
+
+from absl import logging
+
+Entered = TypeVar("Entered")  # beartype refuses `Self` outside a decorated class
 
 
 class ConfigError(ValueError):
@@ -18,3 +24,22 @@ class RunError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """What a one-line message quotes of an exception of somebody else's code."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class Closing:
+    """Context manager of a `close()` that never hides an earlier error by its own."""
+
+    def __enter__(self: Entered) -> Entered:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.close()
+        except RunError as e:
+            if error is None:
+                raise
+            logging.error("%s", e)  # what came first tells more
+
+    def close(self) -> None:
+        """Writes out what is left; raises RunError if that fails."""
+        raise NotImplementedError

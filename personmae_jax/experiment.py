@@ -14,7 +14,7 @@ from personmae_jax import losses, optim, sharding
 from personmae_jax.config import Config
 from personmae_jax.config_check import check
 from personmae_jax.errors import ConfigError
-from personmae_jax.patches import patchify, unpatchify
+from personmae_jax.patches import unpatchify
 from personmae_jax.state import TrainState, create_state
 from personmae_jax.train_step import (
     Batch,
@@ -147,15 +147,13 @@ def _with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
 
 def _make_reconstruct(cfg: Config, dtype: DTypeLike):
     def reconstruct(params: PyTree, batch: Batch) -> Array:
-        mean, std = cfg.data.mean, cfg.data.std
         pixels = predict_region_b(cfg, params, batch, dtype)["pixels"]
         if cfg.loss.pixel_target == "normalised":
             # Shown with the true patch's mean and deviation, as MAE's demo does.
-            patches = patchify(batch["region_b"], cfg.encoder.patch_size)
-            patches = losses.normalise(patches, mean, std)
+            patches = losses.normalised_patches(batch["region_b"], cfg)
             patch_mean, patch_std = losses.patch_moments(patches)
             pixels = pixels * patch_std + patch_mean
-        pixels = losses.denormalise(pixels, mean, std)
+        pixels = losses.denormalise(pixels, cfg.data.mean, cfg.data.std)
         return unpatchify(pixels, cfg.grid, cfg.encoder.patch_size)
 
     return reconstruct

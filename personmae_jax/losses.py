@@ -5,7 +5,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
+from personmae_jax.config import Config
 from personmae_jax.models.personmae import layer_norm
+from personmae_jax.patches import patchify
 
 Statistics = tuple[float, float, float]  # of R, G, B in 0 .. 1
 
@@ -16,6 +18,14 @@ def normalise(
     """Maps uint8 RGB, channels or flattened patches last, to (x/255 - mean) / std."""
     scaled = pixels.astype(jnp.float32) / 255.0
     return (scaled - _repeat(mean, scaled)) / _repeat(std, scaled)
+
+
+def normalised_patches(
+    images: UInt8[Array, "b height width c"], cfg: Config
+) -> Float[Array, "b n p"]:
+    """Patches of whole images, normalised with the settings' statistics."""
+    patches = patchify(images, cfg.encoder.patch_size)
+    return normalise(patches, cfg.data.mean, cfg.data.std)
 
 
 def denormalise(

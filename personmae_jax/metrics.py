@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
 from PIL import Image
 
-from personmae_jax.errors import RunError, first_line
+from personmae_jax.errors import Closing, RunError, first_line
 from personmae_jax.storage import is_remote
 from personmae_jax.trees import named_leaves
 
@@ -32,7 +32,7 @@ _BLOCK = 1 << 16  # bytes read at once from the end of metrics.jsonl
 _MAX_ROW = 1 << 20  # bytes; a longer line is garbage
 
 
-class MetricsWriter:
+class MetricsWriter(Closing):
     """Writes WORKDIR/metrics.jsonl, tensorboard/ and pictures/; a context manager.
 
     On object storage, which cannot append, the growing files live in a temporary
@@ -75,17 +75,6 @@ class MetricsWriter:
         )
         self._closing.callback(self._tensorboard.close)
         self._next_copy = time.monotonic() + _COPY_EVERY
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            self.close()
-        except RunError as e:
-            if error is None:
-                raise
-            logging.error("%s", e)  # what came first tells more
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row; on a local disk it is there when this returns.

@@ -53,11 +53,7 @@ def make_loss_fn(cfg: Config, dtype: DTypeLike) -> Callable:
 
     def loss_fn(params, teacher_params, centre, feature_weight, batch: Batch):
         predicted = predict_region_b(cfg, params, batch, dtype)
-        patches_b = losses.normalise(
-            patchify(batch["region_b"], cfg.encoder.patch_size),
-            cfg.data.mean,
-            cfg.data.std,
-        )
+        patches_b = losses.normalised_patches(batch["region_b"], cfg)
         pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
         metrics = {"pixel_loss": pixel}
         total, features_mean = cfg.loss.pixel_weight * pixel, centre
