@@ -225,7 +225,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
         cwd=REPOSITORY,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        # Not its standard error: traces of other threads would run into the lines.
         text=True,
     )
 
