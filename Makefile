@@ -15,7 +15,7 @@ WORKDIR ?= runs/quickstart
 pretrain: $(VENV)/.installed
 	$(BIN)/python launch/pretrain.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-clients
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.installed-test
@@ -41,6 +41,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 $(VENV)/.installed: requirements.txt constraints-py311.txt constraints-py312.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) ..."
 	@$(INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-clients: requirements-clients.txt requirements-torch.txt requirements-beam.txt $(VENV)/.installed-test
+	@$(INSTALL) -r requirements-clients.txt
 	@touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
