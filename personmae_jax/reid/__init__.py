@@ -1,0 +1,1 @@
+"""Re-identification: data sets with identities and cameras, features, retrieval."""

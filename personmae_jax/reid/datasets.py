@@ -1,0 +1,184 @@
+"""Images of known people: query, gallery and training images, and what is refused.
+
+Which images answer a query is the business of `retrieval.py`; here is only who is in
+an image, which camera saw it, and which part of the protocol it plays.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from personmae_jax.config import SyntheticConfig
+from personmae_jax.data.records import Records, SyntheticRecords
+from personmae_jax.errors import ConfigError
+from personmae_jax.reid import layouts
+from personmae_jax.reid.layouts import JUNK, LAYOUTS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReidDataset:
+    """Images of known people.
+
+    Training and test identities are numbered apart: the same number in both need not
+    be the same person.
+    """
+
+    where: str  # what messages call it
+    records: Records
+    identities: Int64[np.ndarray, " n"]  # of every record; JUNK is nobody's
+    cameras: Int64[np.ndarray, " n"]
+    query: Int64[np.ndarray, " q"]  # indices of records
+    gallery: Int64[np.ndarray, " g"]
+    train: Int64[np.ndarray, " t"]
+
+
+class ListedRecords:
+    """The images of a list of paths under one folder."""
+
+    def __init__(self, root: str, names: Sequence[str]):
+        self._root, self._names = root, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes:
+        with open(os.path.join(self._root, self._names[index]), "rb") as file:
+            return file.read()
+
+    def name(self, index: int) -> str:
+        return layouts.printable(self._names[index])
+
+
+def open_dataset(
+    layout: str, root: str, query_camera: int | None = None
+) -> ReidDataset:
+    """Opens a folder that is laid out as a known data set.
+
+    Distractors (identity 0000 of Market-1501) are gallery images like any other:
+    no query shows them.
+
+    Args:
+      layout: One of `LAYOUTS`, where each is described.
+      root: The folder.
+      query_camera: id_folders only: the camera whose images are the queries; the
+        others' are the gallery. None: the lowest number.
+
+    Raises:
+      ConfigError: The folder is laid out otherwise, or nothing can be retrieved.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is unknown; take {', '.join(LAYOUTS)}")
+    if layout != "id_folders" and query_camera is not None:
+        raise ConfigError(f"{layout} says what its queries are; name no query camera")
+    if not os.path.isdir(root):
+        what = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise ConfigError(f"{root!r} {what}; {layout} is {LAYOUTS[layout]}")
+    if layout == "market1501":
+        parts = layouts.read_market1501(root)
+    elif layout == "msmt17":
+        parts = layouts.read_msmt17(root)
+    else:
+        parts = layouts.read_id_folders(root, query_camera)
+    places = [place for part in parts for place in part]
+    ends = np.cumsum([len(part) for part in parts])
+    query, gallery, train = np.split(np.arange(len(places)), ends[:-1])
+    dataset = ReidDataset(
+        where=f"{layout} in {root!r}",
+        records=ListedRecords(root, [path for path, _, _ in places]),
+        identities=np.array([identity for _, identity, _ in places], np.int64),
+        cameras=np.array([camera for _, _, camera in places], np.int64),
+        query=query,
+        gallery=gallery,
+        train=train,
+    )
+    _check_retrieval(dataset)
+    return dataset
+
+
+def synthetic_dataset(cfg: SyntheticConfig, num_train: int = 0) -> ReidDataset:
+    """Drawn pedestrians: the first `num_train` identities train, the others test.
+
+    The first shot of every camera is a query; the gallery is every image of the test
+    identities (the protocol takes away what the query's own camera saw). For people
+    that a run has not seen, `cfg.first_identity` lies above the run's own.
+
+    Raises:
+      ConfigError: Nobody is left to test on, or there is only one camera.
+    """
+    if not 0 <= num_train < cfg.identities:
+        raise ConfigError(
+            f"{num_train} of {cfg.identities} drawn identities to train on leave none "
+            f"to test on; take at most {cfg.identities - 1}"
+        )
+    shape = (cfg.identities, cfg.cameras, cfg.shots)
+    identity, camera, shot = np.indices(shape).reshape(3, -1)
+    is_train = identity < num_train
+    dataset = ReidDataset(
+        where=f"{cfg.identities} drawn identities",
+        records=SyntheticRecords(cfg),
+        identities=cfg.first_identity + identity,
+        cameras=camera,
+        query=np.flatnonzero(~is_train & (shot == 0)),
+        gallery=np.flatnonzero(~is_train),
+        train=np.flatnonzero(is_train),
+    )
+    _check_retrieval(dataset)
+    return dataset
+
+
+def check_training(dataset: ReidDataset) -> None:
+    """Refuses training images from which nobody can be told from somebody else.
+
+    Raises:
+      ConfigError: There are none, fewer than two identities, or one with one image.
+    """
+    if not len(dataset.train):
+        raise ConfigError(f"{dataset.where} has no images to train on")
+    people = dataset.identities[dataset.train]
+    identities, counts = np.unique(people, return_counts=True)
+    if len(identities) < 2:
+        raise ConfigError(
+            f"{dataset.where} has one identity to train on; it takes 2 or more"
+        )
+    alone = dataset.train[np.isin(people, identities[counts == 1])]
+    if len(alone):
+        raise ConfigError(
+            f"{dataset.where}: {len(alone)} identities to train on have one image "
+            f"only, e.g. {dataset.records.name(int(alone[0]))}; add images of them or "
+            "take them out"
+        )
+
+
+def _check_retrieval(dataset: ReidDataset) -> None:
+    """Refuses a data set in which no query has a match."""
+    where = dataset.where
+    pairs = np.stack([dataset.identities, dataset.cameras], axis=1)
+    asked = np.unique(pairs[dataset.query], axis=0)
+    stored = np.unique(pairs[dataset.gallery], axis=0)
+    pairs = np.unique(np.concatenate([asked, stored]), axis=0)
+    if not len(asked):
+        raise ConfigError(f"{where} has no query image")
+    if len(np.unique(pairs[:, 1])) == 1:
+        raise ConfigError(
+            f"{where}: every image is of camera {pairs[0, 1]}; people are sought "
+            "across cameras, so there must be 2 or more"
+        )
+    if not len(stored):
+        raise ConfigError(f"{where} has no gallery image")
+    shared = np.intersect1d(asked[:, 0], stored[:, 0])
+    shared = shared[shared != JUNK]
+    if not len(shared):
+        raise ConfigError(
+            f"{where}: no identity of the query is in the gallery (numbers "
+            f"{asked[0, 0]} to {asked[-1, 0]} against {stored[0, 0]} to "
+            f"{stored[-1, 0]}); is either of another data set?"
+        )
+    seen_twice = pairs[1:, 0][pairs[1:, 0] == pairs[:-1, 0]]
+    if not np.isin(shared, seen_twice).any():
+        raise ConfigError(
+            f"{where}: each identity of the query was seen by one camera only; "
+            "people are sought across cameras"
+        )

@@ -1,0 +1,184 @@
+"""Which files a re-identification data set keeps where: paths, identities, cameras."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from personmae_jax.data.records import IMAGE_SUFFIXES
+from personmae_jax.errors import ConfigError
+
+JUNK = -1  # identity of what the detector should not have cut out; Market-1501
+
+LAYOUTS = {
+    "market1501": "query/, bounding_box_test/ and, to train, bounding_box_train/, "
+    "each with images named IDENTITY_cCAMERA..., e.g. 0002_c1s1_000451_03.jpg",
+    "msmt17": "list_query.txt, list_gallery.txt and, to train, list_train.txt and "
+    "list_val.txt, with lines `0000/0000_000_01_0303morning_0008_0.jpg 0`, beside "
+    "test/ and train/ (or mask_test_v2/ and mask_train_v2/)",
+    "id_folders": "a folder for each identity with images named CAMERA_..., e.g. "
+    "004/01_3.jpg; or val/ and train/, each of that kind",
+}
+
+_MARKET1501_NAME = re.compile(r"(-1|\d+)_c(\d+)")
+_MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_")
+_ID_FOLDERS_NAME = re.compile(r"(\d+)_")
+
+Place = tuple[str, int, int]  # path under the root, identity, camera
+Parts = tuple[list[Place], list[Place], list[Place]]  # query, gallery, train
+
+
+def read_market1501(root: str) -> Parts:
+    """Lists a folder in the layout of Market-1501; training junk is left out.
+
+    Raises:
+      ConfigError: It is not laid out so.
+    """
+    folders = ("query", "bounding_box_test", "bounding_box_train")
+    if not all(os.path.isdir(os.path.join(root, folder)) for folder in folders[:2]):
+        raise _unexpected("market1501", root)
+
+    def read(folder: str) -> list[Place]:
+        if not os.path.isdir(os.path.join(root, folder)):
+            return []
+        names = [f"{folder}/{n}" for n in _images(os.path.join(root, folder))]
+        found = _match("market1501", root, _MARKET1501_NAME, names)
+        return [(n, int(m[1]), int(m[2])) for n, m in zip(names, found, strict=True)]
+
+    query, gallery, train = map(read, folders)
+    return query, gallery, [place for place in train if place[1] != JUNK]
+
+
+def read_msmt17(root: str) -> Parts:
+    """Reads the lists of MSMT17, either version; val is trained on, as is usual.
+
+    Raises:
+      ConfigError: They are missing or wrong, or images that they list are.
+    """
+    present = _listed(root)
+    if not {"list_query.txt", "list_gallery.txt"} <= set(present):
+        raise _unexpected("msmt17", root)
+
+    def read(list_file: str, *folders: str) -> list[Place]:
+        if list_file not in present:
+            return []
+        folder = next((f for f in folders if f in present), folders[0])
+        where = os.path.join(root, list_file)
+        lines = [_parse(line, where) for line in _lines(where)]
+        names = [f"{folder}/{name}" for name, _ in lines]
+        missing = [n for n in names if not os.path.isfile(os.path.join(root, n))]
+        if missing:
+            raise ConfigError(
+                f"{printable(where)!r} lists {len(missing)} images that are not there, "
+                f"e.g. {printable(missing[0])}; unpack the whole data set"
+            )
+        found = _match("msmt17", root, _MSMT17_NAME, names)
+        return [
+            (name, identity, int(m[1]))
+            for name, (_, identity), m in zip(names, lines, found, strict=True)
+        ]
+
+    query = read("list_query.txt", "test", "mask_test_v2")
+    gallery = read("list_gallery.txt", "test", "mask_test_v2")
+    train = read("list_train.txt", "train", "mask_train_v2")
+    return query, gallery, train + read("list_val.txt", "train", "mask_train_v2")
+
+
+def read_id_folders(root: str, query_camera: int | None) -> Parts:
+    """Lists a folder for each identity; identities are numbered in sorted order.
+
+    Raises:
+      ConfigError: It is not laid out so, or no image is of `query_camera`.
+    """
+    has_parts = all(os.path.isdir(os.path.join(root, p)) for p in ("val", "train"))
+
+    def read(part: str) -> list[Place]:
+        places = []
+        for number, identity in enumerate(_listed(os.path.join(root, part))):
+            folder = os.path.join(part, identity)
+            if not os.path.isdir(os.path.join(root, folder)):
+                continue
+            images = _images(os.path.join(root, folder))
+            names = [os.path.join(folder, name) for name in images]
+            found = _match("id_folders", root, _ID_FOLDERS_NAME, names)
+            places += [
+                (n, number, int(m[1])) for n, m in zip(names, found, strict=True)
+            ]
+        if not places:
+            raise _unexpected("id_folders", os.path.join(root, part))
+        return places
+
+    test = read("val" if has_parts else "")
+    cameras = sorted({camera for _, _, camera in test})
+    chosen = cameras[0] if query_camera is None else query_camera
+    if chosen not in cameras:
+        raise ConfigError(
+            f"id_folders in {root!r}: no image is of the query camera {chosen}; its "
+            f"cameras are {', '.join(map(str, cameras))}"
+        )
+    query = [place for place in test if place[2] == chosen]
+    gallery = [place for place in test if place[2] != chosen]
+    return query, gallery, read("train") if has_parts else []
+
+
+def printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"{path!r} cannot be read ({error.strerror})") from error
+
+
+def _parse(line: str, where: str) -> tuple[str, int]:
+    """Splits `PATH IDENTITY`; the path stays inside the data set."""
+    path, _, identity = line.rpartition(" ")
+    is_outside = os.path.isabs(path) or ".." in path.split("/")
+    if not path or is_outside or not identity.isdecimal():
+        raise ConfigError(
+            f"{printable(where)!r} has the line {printable(line)!r}; "
+            f"msmt17 is {LAYOUTS['msmt17']}"
+        )
+    return path.strip(), int(identity)
+
+
+def _match(
+    layout: str, root: str, pattern: re.Pattern[str], names: Sequence[str]
+) -> list[re.Match[str]]:
+    """Reads the file name of every path, or says which cannot be read."""
+    found = [pattern.match(os.path.basename(name)) for name in names]
+    wrong = [name for name, match in zip(names, found, strict=True) if not match]
+    if wrong:
+        raise ConfigError(
+            f"{layout} in {root!r}: {len(wrong)} of {len(names)} names beside one "
+            f"another tell no identity and camera, e.g. {printable(wrong[0])}; "
+            f"{layout} is {LAYOUTS[layout]}"
+        )
+    return [match for match in found if match]
+
+
+def _unexpected(layout: str, folder: str) -> ConfigError:
+    names = _listed(folder)
+    shown = ", ".join(map(printable, names[:5])) or "nothing"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ConfigError(
+        f"{folder!r} is not {layout}, which is {LAYOUTS[layout]}; it holds "
+        f"{shown}{more}"
+    )
+
+
+def _images(folder: str) -> list[str]:
+    """Names of the image files in one folder; Market-1501 has a Thumbs.db too."""
+    names = _listed(folder)
+    return [n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+
+
+def _listed(folder: str) -> list[str]:
+    """Names in one folder but the hidden ones, sorted as bytes on any machine."""
+    try:
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    except OSError as error:
+        raise ConfigError(f"{folder!r} cannot be listed ({error.strerror})") from error
+    return sorted(names, key=os.fsencode)
