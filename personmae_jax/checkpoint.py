@@ -206,6 +206,33 @@ def restore_encoder(
     return params
 
 
+def describe(
+    workdir: os.PathLike[str] | str, step: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint, by default the latest, and what it says of itself.
+
+    That is what `Checkpoints` saved beside the state: the settings, the git revision
+    (None where there was none) and the versions of libraries.
+
+    Raises:
+      RunError: There is no such checkpoint, or it is damaged.
+    """
+    folder = open_path(workdir) / "checkpoints"
+    folder = folder / str(_find_step(folder, step))
+    try:
+        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+        about = metadata["custom_metadata"]
+        keys = ("config", "git_revision", "versions")
+        return int(folder.name), {key: about[key] for key in keys}
+    except Exception as e:  # each storage has its own errors
+        raise _damaged(folder, e) from e
+
+
+def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:
+    """Whether a run in `workdir` would be resumed; creates nothing."""
+    return bool(_whole_steps(open_path(workdir) / "checkpoints"))
+
+
 def _whole_steps(folder: epath.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 

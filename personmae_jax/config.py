@@ -18,13 +18,16 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True)
 class EncoderConfig:
-    """Plain pre-norm ViT: cls token, fixed sine-cosine positions, erf GELU."""
+    """Plain pre-norm ViT: cls token, sine-cosine positions, erf GELU."""
 
     width: int = 768  # ViT-B
     depth: int = 12  # blocks
     num_heads: int = 12
     mlp_ratio: int = 4  # hidden width of the MLP over `width`; ViT
     patch_size: int = 16  # pixels; TransReID, HAP
+    # Positions are parameters that start as the sine-cosine codes, or as the table of
+    # config.init.torch_weights; for files whose table is another (DeiT, timm).
+    learned_positions: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,6 +152,24 @@ class DataConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class InitConfig:
+    """What the encoder, and with it the teacher, starts from."""
+
+    # A local .pth, .pt or .safetensors file of a ViT; None: from scratch.
+    torch_weights: str | None = None
+    # The file was trained on pixels in -1..1 (mean 0.5, std 0.5 of 0..1; timm's
+    # AugReg, BEiT): its patch embedding is changed to answer the same to pixels
+    # normalised with config.data.mean and std.
+    fold_normalisation: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class ExportConfig:
+    # "student" or "teacher": what launch/export_torch.py writes unless told.
+    weights: str = "student"
+
+
+@dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 3  # latest checkpoints; the initial state, step 0, is always kept
@@ -180,8 +201,10 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
     @property
     def grid(self) -> tuple[int, int]:

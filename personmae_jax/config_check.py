@@ -36,6 +36,7 @@ _CHOICES = {
     "teacher.schedule": ("fraction", "absolute"),
     "train.matmul_dtype": ("auto", "float32", "bfloat16"),
     "data.source": ("tfds", "folder", "synthetic"),
+    "export.weights": ("student", "teacher"),
 }
 # Closed intervals of numbers; None stands for no bound.
 _RANGES = {
@@ -158,6 +159,11 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         yield (
             "no predictor reads the encoder's last block, so its final norm would "
             "never be trained; put -1 into config.pixel_predictor.memory_blocks"
+        )
+    if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
+        yield (
+            "config.init.fold_normalisation changes the weights of a file; "
+            "name one with --config.init.torch_weights=FILE"
         )
     if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
         yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"

@@ -34,7 +34,8 @@ class Experiment:
       num_steps: Length of the run.
       abstract_state: Shapes, dtypes and shardings of the state.
       abstract_batch: The same of the global batch.
-      init_state: Makes the initial state where its sharding says it belongs.
+      init_state: Makes the initial state where its sharding says it belongs; takes
+        an encoder's parameters, on the devices, to start from instead of random ones.
       train_step: (state, batch) -> (state, metrics), compiled once; takes the
         state's memory over.
       reconstruct: (params, batch) -> predicted RegionB in RGB, for pictures; every
@@ -46,7 +47,7 @@ class Experiment:
     num_steps: int
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
-    init_state: Callable[[], TrainState]
+    init_state: Callable[..., TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     reconstruct: Callable[[PyTree, Batch], UInt8[Array, "b height width 3"]]
 
@@ -64,8 +65,8 @@ def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
     learning_rate = optim.learning_rate_schedule(cfg.optim, cfg.train, num_steps)
     tx = optim.make_optimizer(cfg.optim, learning_rate)
 
-    def init() -> TrainState:
-        return create_state(cfg, tx, jax.random.key(cfg.train.seed))
+    def init(encoder: PyTree | None = None) -> TrainState:
+        return create_state(cfg, tx, jax.random.key(cfg.train.seed), encoder)
 
     abstract_state = jax.eval_shape(init)
     state_sharding = sharding.state_sharding(mesh, abstract_state)

@@ -34,10 +34,23 @@ class TrainState:
 
 
 def create_state(
-    cfg: Config, tx: optax.GradientTransformation, key: Array
+    cfg: Config,
+    tx: optax.GradientTransformation,
+    key: Array,
+    encoder: dict[str, Any] | None = None,
 ) -> TrainState:
-    """Returns the initial state; the teacher starts as a copy of the student."""
+    """Returns the initial state; the teacher starts as a copy of the student.
+
+    Args:
+      cfg: The settings.
+      tx: The optimizer.
+      key: Of the random parameters.
+      encoder: The student's encoder, if it is not to be random.
+    """
     params = personmae.init_params(cfg, key)
+    if encoder is not None:
+        # Copied, because a train step takes the state's memory over.
+        params["encoder"] = jax.tree.map(jnp.copy, encoder)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "config.train.accumulate",
     "config.checkpoint.",
     "config.log.",
+    "config.export.",
 )
 
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most

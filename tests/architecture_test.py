@@ -1,6 +1,7 @@
 """The order of the layers: a file imports only from files above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,20 @@ PACKAGE = ROOT / "personmae_jax"
 ORDER = """
 errors config config_check config_json revision storage lock
 trees patches
-data.regions data.masks data.images
+data.draws data.regions data.masks data.images
 data.synthetic_person data.synthetic_body data.synthetic_scene
 data.synthetic_occluders data.synthetic
-data.records data.bad_records data.pipeline
+data.safe_pickle data.listing data.records data.bad_records data.pipeline
+reid.layouts reid.datasets reid.retrieval reid.reranking
 models.posembed models.layers models.encoder models.predictor models.personmae
 losses optim sharding state train_step
 metrics progress pictures
+data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources data.keep_list
+data.prepare_plan data.prepare_checks data.prepare_shard data.prepare_summary
+data.prepare_pool data.prepare_check data.prepare_beam data.prepare
 workdir distributed checkpoint
+torch_read torch_layouts torch_recognise torch_weights torch_import
+torch_vit verification model_card export
 experiment
 report train_loop
 __init__
@@ -80,9 +87,25 @@ def test_no_file_exceeds_300_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
-def test_nothing_imports_torch_or_tensorflow():
+def test_nothing_imports_tensorflow_and_only_the_files_named_so_import_torch():
     for path in FILES:
-        assert not libraries_of(path) & {"torch", "tensorflow"}, path
+        allowed = {"torch"} if module_of(path).startswith("torch_") else set()
+        assert libraries_of(path) & {"torch", "tensorflow"} <= allowed, path
+
+
+def test_only_torch_vit_imports_torch_as_it_loads():
+    """Torch takes seconds to import, and most users of the package have none."""
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        outside = ast.unparse(
+            [
+                node
+                for node in tree.body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+        )
+        loads_torch = re.search(r"^(import|from) torch\b", outside, re.MULTILINE)
+        assert not loads_torch or module_of(path) == "torch_vit", path
 
 
 def test_flax_lives_behind_one_door():

@@ -44,10 +44,10 @@ def test_every_setting_has_a_rule_or_needs_none():
     """A new setting goes into _RANGES or _CHOICES, or with a reason onto this list."""
     free = {
         # Any of these is a path or a name of the user's.
-        *("data.path", "data.split"),
+        *("data.path", "data.split", "init.torch_weights"),
         # Booleans.
         *("pixel_predictor.use_self_attention", "feature_predictor.use_self_attention"),
-        "regions.same",
+        *("regions.same", "encoder.learned_positions", "init.fold_normalisation"),
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
         *("data.mean", "data.std"),
@@ -120,6 +120,10 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         (
             {"loss__pixel_weight": 0.0, "loss__feature_weight": 0.0},
             "both 0: nothing to learn",
+        ),
+        (
+            {"init__fold_normalisation": True},
+            "fold_normalisation .* name one with --config.init.torch_weights=FILE",
         ),
         ({"regions__min_area": 0.9, "regions__max_area": 0.8}, "min_area=0.9 exceeds"),
         ({"regions__min_aspect": 2.0}, "regions.min_aspect=2.0 exceeds max_aspect"),

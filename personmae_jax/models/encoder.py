@@ -23,13 +23,18 @@ class Encoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Plain pre-norm ViT with fixed sine-cosine positions on the visible patches."""
+    """Plain pre-norm ViT with sine-cosine positions on the visible patches.
+
+    They are fixed, or with `learned_positions` the start of a parameter `pos_embed`
+    (1, 1 + n, width) whose first row is that of cls.
+    """
 
     width: int
     depth: int
     num_heads: int
     mlp_ratio: int
     grid: tuple[int, int]
+    learned_positions: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -45,11 +50,17 @@ class Encoder(nn.Module):
           visible: Raster index of each; None where all patches are given in order.
         """
         x = layers.Dense(self.width, dtype=self.dtype, name="patch_embed")(patches)
-        table = jnp.asarray(posembed.position_table(self.grid, self.width), self.dtype)
-        x = x + (table[None] if visible is None else table[visible])
+        table = posembed.position_table(self.grid, self.width)
         cls = self.param("cls_token", layers.token_init, (1, 1, self.width))
+        if self.learned_positions:
+            # The code of cls is zeros.
+            codes = jnp.pad(table, ((1, 0), (0, 0)))[None]
+            positions = self.param("pos_embed", lambda _: codes)
+            cls, table = cls + positions[:, :1], positions[0, 1:]
+        table = jnp.asarray(table, self.dtype)
+        x = x + (table[None] if visible is None else table[visible])
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
-        x = jnp.concatenate([cls, x], axis=1)  # the code of cls is zeros
+        x = jnp.concatenate([cls, x], axis=1)
         blocks = []
         for i in range(self.depth):
             block = layers.EncoderBlock(

@@ -10,9 +10,17 @@ from jaxtyping import Array, Float, Int
 from personmae_jax.config import Config, PredictorConfig, predictor_size
 from personmae_jax.models.encoder import Encoded, Encoder
 from personmae_jax.models.layers import layer_norm
+from personmae_jax.models.posembed import position_table
 from personmae_jax.models.predictor import Predictor
 
-__all__ = ["Encoded", "encode", "init_params", "layer_norm", "predict"]
+__all__ = [
+    "Encoded",
+    "encode",
+    "init_params",
+    "layer_norm",
+    "position_table",
+    "predict",
+]
 
 Params = dict[str, Any]
 
@@ -90,6 +98,7 @@ def _encoder(cfg: Config, dtype: DTypeLike) -> Encoder:
         num_heads=cfg.encoder.num_heads,
         mlp_ratio=cfg.encoder.mlp_ratio,
         grid=cfg.grid,
+        learned_positions=cfg.encoder.learned_positions,
         dtype=dtype,
     )
 

@@ -49,10 +49,20 @@ def region_b_coordinates(
     return (grid_coordinates(grid)[None] + 0.5) * scale + offset - 0.5
 
 
-def position_table(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n {width}"]:
+def position_table(
+    grid: tuple[int, int], width: int, *, at: tuple[int, int] | None = None
+) -> Float[np.ndarray, "n {width}"]:
     """Codes of the patches of a whole grid, without the cls row (which is zeros).
 
     Computed in float64 and rounded to float32, as MAE does.
+
+    Args:
+      grid: Rows and columns whose coordinates are coded.
+      width: Of the codes.
+      at: Rows and columns of another grid over the same image: its patch centres in
+        the coordinates of `grid`. By default `grid` itself.
     """
-    table = sine_cosine(grid_coordinates(grid).astype(np.float64), width)
-    return table.astype(np.float32)
+    at = grid if at is None else at
+    scale = np.divide(grid, at)[None]  # 1 / 1 leaves whole numbers as they are
+    centres = (grid_coordinates(at).astype(np.float64) + 0.5) * scale - 0.5
+    return sine_cosine(centres, width).astype(np.float32)

@@ -65,3 +65,38 @@ def test_all_patches_named_one_by_one_are_all_patches(arrays, encoder, params):
 def test_parameter_names_are_those_of_the_pytorch_encoder(arrays, encoder, params):
     made = jax.eval_shape(encoder.init, jax.random.key(0), patches_of(arrays))
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
+
+
+def learned(encoder):
+    return encoder.clone(learned_positions=True)
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_learned_positions_start_as_the_fixed_ones(arrays, encoder, is_partial):
+    patches = patches_of(arrays)
+    visible = jnp.asarray(arrays["visible"]) if is_partial else None
+    if is_partial:
+        patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)
+    key = jax.random.key(0)
+    fixed, params = encoder.init_with_output(key, patches, visible)
+    free, free_params = learned(encoder).init_with_output(key, patches, visible)
+    table = free_params["params"].pop("pos_embed")
+    assert table.shape == (1, 1 + 8, 8)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, free_params))
+    np.testing.assert_array_equal(fixed.tokens, free.tokens)
+
+
+def test_learned_positions_are_those_of_the_visible_patches(arrays, encoder, params):
+    """Row 0 is for cls, row 1 + i for patch i; those of hidden patches do nothing."""
+    visible = jnp.asarray(arrays["visible"])
+    patches = jnp.take_along_axis(patches_of(arrays), visible[:, :, None], axis=1)
+    table = jax.random.normal(jax.random.key(1), (1, 9, 8))
+
+    def last_block(table):
+        both = {"params": params["params"] | {"pos_embed": table}}
+        return learned(encoder).apply(both, patches, visible).blocks[-1]
+
+    seen = {0, *(1 + visible[0]).tolist()}
+    for row in range(9):
+        moved = last_block(table.at[0, row].add(1.0))[0]
+        assert jnp.array_equal(moved, last_block(table)[0]) == (row not in seen)

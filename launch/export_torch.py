@@ -1,0 +1,79 @@
+"""Writes the encoder of a run as a file for PyTorch, verified against JAX.
+
+Example: python launch/export_torch.py --workdir=runs/vitb --out=personmae_vitb.pth
+
+Ends by saying what to set in TransReID-SSL, PASS, HAP, MAE, timm, transformers and
+others; that is also in a model card beside the file. Exit codes: 0 written, 1 failed
+or PyTorch disagrees with JAX, 2 wrong arguments, 75 interrupted; only 0 leaves a file.
+"""
+
+import re
+import signal
+import sys
+
+import command_line
+from absl import flags
+
+from personmae_jax.errors import ConfigError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run, a folder or gs://...")
+_OUT = flags.DEFINE_string(
+    "out", None, "A .pth, .pt or .safetensors file, or the folder for huggingface."
+)
+_LAYOUT = flags.DEFINE_string(
+    "layout", "mae", "mae, flat (OML), safetensors, pass or huggingface."
+)
+_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the latest if absent.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "student or teacher; the run's config.export.weights if absent."
+)
+_GRID = flags.DEFINE_string(
+    "grid",
+    None,
+    "ROWSxCOLUMNS of patches; the run's if absent. 14x14: TransReID, OML, MAE.",
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "FILE.npz for example images and JAX's tokens of them."
+)
+
+
+def main() -> int:
+    if _WORKDIR.value is None or _OUT.value is None:
+        raise ConfigError("name run and file: --workdir=runs/vitb --out=vitb.pth")
+    grid = None if _GRID.value is None else _parse_grid(_GRID.value)
+    signal.signal(signal.SIGINT, _leave_interrupted)
+    signal.signal(signal.SIGTERM, _leave_interrupted)
+
+    import jax
+
+    # The run itself may hold the accelerator, and float32 is exact on a CPU.
+    jax.config.update("jax_platforms", "cpu")
+    from personmae_jax.export import export
+
+    markdown = export(
+        _WORKDIR.value,
+        _OUT.value,
+        step=_STEP.value,
+        weights=_WEIGHTS.value,
+        grid=grid,
+        layout=_LAYOUT.value,
+        reference=_REFERENCE.value,
+    )
+    print(markdown)
+    return 0
+
+
+def _parse_grid(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
+    if sides is None:
+        raise ConfigError(f"--grid={text} must be ROWSxCOLUMNS, as in 14x14")
+    return int(sides[1]), int(sides[2])
+
+
+def _leave_interrupted(*_: object) -> None:
+    print("interrupted; nothing was written", file=sys.stderr)
+    sys.exit(75)  # on its way out, temporary files are removed
+
+
+if __name__ == "__main__":
+    command_line.run(main)
