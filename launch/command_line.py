@@ -4,6 +4,7 @@
 was done; 75 interrupted and saved, start again.
 """
 
+import functools
 import os
 import pathlib
 import signal
@@ -49,20 +50,29 @@ def config_file() -> pathlib.Path:
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, calls `main` and leaves with its exit code."""
+def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
+    """Parses the flags, calls `main` and leaves with its exit code.
+
+    Args:
+      main: Does the work; returns the exit code, None for 0.
+      more_of: The repeated flag whose further values may follow without its name.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         # Until the launcher has something to save, and handles them itself.
         signal.signal(number, _leave_interrupted)
-    sys.exit(app.run(lambda _: _guarded(main), flags_parser=_parse))
+    parse = functools.partial(_parse, more_of=more_of)
+    sys.exit(app.run(lambda _: _guarded(main), flags_parser=parse))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], more_of: str | None) -> list[str]:
     """Parses as absl does, but every mistake is one sentence and exit code 2."""
     try:
         _refuse_unknown_fields(argv)
+        flags.FLAGS.set_gnu_getopt(more_of is not None)
         rest = flags.FLAGS(argv)[1:]
-        if rest:
+        if more_of is not None and flags.FLAGS[more_of].present:
+            flags.FLAGS[more_of].value = [*(flags.FLAGS[more_of].value or ()), *rest]
+        elif rest:
             raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1

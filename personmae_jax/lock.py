@@ -23,19 +23,19 @@ STALE = 180.0  # seconds without a refresh after which its holder counts as dead
 SETTLE = 3.0  # seconds after which a rival's simultaneous write has become visible
 
 
-def acquire(folder: epath.Path) -> "FileLock | HeartbeatLock":
-    """Locks the folder for this process.
+def acquire(folder: epath.Path, flag: str = "--workdir") -> "FileLock | HeartbeatLock":
+    """Locks the folder, which `flag` names, for this process.
 
     Raises:
       ConfigError: Another process holds it; the message names host and process.
     """
     if not is_remote(folder):
         try:
-            return FileLock(folder)
+            return FileLock(folder, flag)
         except OSError as e:  # some network file systems have no flock
             if e.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-    return HeartbeatLock(folder)
+    return HeartbeatLock(folder, flag)
 
 
 class FileLock:
@@ -44,9 +44,10 @@ class FileLock:
     Python opens files close-on-exec, so spawned workers do not hold it on.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path, flag: str = "--workdir"):
         self._file = folder / "lock"
         self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        where = f"{flag}={folder}"
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
@@ -54,7 +55,7 @@ class FileLock:
         except BlockingIOError:
             holder = _parse(os.pread(self._fd, 4096, 0))
             os.close(self._fd)
-            raise _refusal(folder, holder) from None
+            raise _refusal(where, holder) from None
         except OSError:
             os.close(self._fd)
             raise
@@ -80,20 +81,21 @@ class HeartbeatLock:
     other one sees that.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path, flag: str = "--workdir"):
         self._file = folder / "lock"
         self._id = uuid.uuid4().hex
         self._lost = False
         self._stop = threading.Event()
+        where = f"{flag}={folder}"
         holder = self._read()
         if holder and not _is_dead(holder):
             rest = max(STALE - _age(holder), 1)
-            raise _refusal(folder, holder, f"in case it is dead, wait {rest:.0f} s")
+            raise _refusal(where, holder, f"in case it is dead, wait {rest:.0f} s")
         self._write()
         self._stop.wait(SETTLE)
         holder = self._read()
         if holder.get("id") != self._id:
-            raise _refusal(folder, holder, "it started at the same time")
+            raise _refusal(where, holder, "it started at the same time")
         self._thread = threading.Thread(
             target=self._refresh, name="workdir-lock", daemon=True
         )
@@ -149,11 +151,11 @@ def _parse(data: bytes) -> dict[str, Any]:
         return {}
 
 
-def _refusal(folder: epath.Path, holder: dict[str, Any], more: str = "") -> ConfigError:
+def _refusal(where: str, holder: dict[str, Any], more: str = "") -> ConfigError:
     return ConfigError(
-        f"--workdir={folder} is in use by process {holder.get('pid', '?')} on "
+        f"{where} is in use by process {holder.get('pid', '?')} on "
         f"{holder.get('host', 'an unknown host')}; stop that run or use another "
-        f"--workdir{f' ({more})' if more else ''}"
+        f"{where.partition('=')[0]}{f' ({more})' if more else ''}"
     )
 
 

@@ -17,13 +17,13 @@ class Progress:
     A context manager; log lines of absl appear above the bar while it is shown.
     """
 
-    def __init__(self, num_steps: int, start_step: int = 0):
-        self._num_steps = num_steps
+    def __init__(self, num_steps: int, start_step: int = 0, unit: str = "step"):
+        self._num_steps, self._unit = num_steps, unit
         # Of the first update: what came before it was mostly compiling.
         self._first_step = self._first_time = None
         self._next_line = 0.0
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.TextColumn(unit + " {task.completed}/{task.total}"),
             rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.BarColumn(),
         )
@@ -53,8 +53,11 @@ class Progress:
           loss: Of that step.
           images_per_second: Over all devices and hosts.
         """
-        left = self._seconds_left(step)
-        text = f"loss {loss:.4f}  {images_per_second:,.0f} images/s  {left}"
+        self.show(step, f"loss {loss:.4f}  {images_per_second:,.0f} images/s")
+
+    def show(self, step: int, text: str) -> None:
+        """Shows `text` and the time left after `step` of the steps."""
+        text = f"{text}  {self._seconds_left(step)}"
         if self._is_terminal:
             self._bar.update(self._task, completed=step, text=text)
             return
@@ -62,7 +65,7 @@ class Progress:
         if now >= self._next_line or step >= self._num_steps:
             self._next_line = now + _LINE_EVERY
             try:
-                print(f"step {step}/{self._num_steps}  {text}", flush=True)
+                print(f"{self._unit} {step}/{self._num_steps}  {text}", flush=True)
             except BrokenPipeError:  # nobody reads it any more; the run goes on
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

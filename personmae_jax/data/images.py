@@ -102,7 +102,7 @@ def decode(
       min_side: Pixels; an image with a smaller side is bad.
 
     Returns:
-      The pixels, and what had to be converted.
+      The pixels, which belong to the caller, and what had to be converted.
 
     Raises:
       BadImage: The image cannot be used. Nothing else is raised, whatever the bytes.
@@ -217,7 +217,7 @@ def _to_rgb(
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
-    return np.asarray(image.convert("RGB")), outcome
+    return np.array(image.convert("RGB")), outcome
 
 
 def _ignore_pillow_warnings() -> None:

@@ -1,101 +1,101 @@
-"""Which patches of RegionA the encoder sees: exactly as many in every image.
+"""Which patches of RegionA the encoder sees: exactly as many in every image."""
 
-A set of patches is one Python integer here, bit `row * columns + column` for each:
-a block is set, united and counted in a microsecond, which keeps the mask's share of
-an image's time under a tenth.
-"""
-
+import itertools
 import math
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float64, Int32, UInt8
 
 from personmae_jax.config import MasksConfig
+from personmae_jax.data.draws import Draws, Stream
 
-_NUM_DRAWS = 8  # blocks whose random numbers are drawn in one call
+_NUM_DRAWS = 8  # blocks drawn at once; 3 of 4 masks need no more
 
 
 def sample_visible(
-    rng: np.random.Generator, rows: int, columns: int, cfg: MasksConfig
-) -> Int32[np.ndarray, " v"]:
+    draws: Draws, rows: int, columns: int, cfg: MasksConfig
+) -> Int32[np.ndarray, "b v"]:
     """Ascending raster indices of the patches that stay visible.
 
     Args:
-      rng: Source of randomness.
+      draws: Randomness of b images.
       rows: Of patches.
       columns: Of patches.
       cfg: Kind of mask, ratio, and the shape of blocks.
 
     Returns:
-      Exactly n - round(cfg.ratio * n) of the n patches.
+      For each image exactly n - round(cfg.ratio * n) of its n patches.
     """
     num_patches = rows * columns
     num_hidden = round(cfg.ratio * num_patches)
-    if cfg.kind == "random":
-        visible = rng.permutation(num_patches)[num_hidden:]
-        visible.sort()
-    else:
-        is_hidden = _hide_blocks(rng, rows, columns, num_hidden, cfg)
-        visible = (~is_hidden).nonzero()[0]
-    return visible.astype(np.int32)
+    # The patches lowest here are hidden: so the count is exact by construction.
+    order = draws.uniform(Stream.PATCHES, num_patches)
+    if cfg.kind == "block":
+        order = order + _sample_blocks(draws, rows, columns, num_hidden, cfg).T
+    visible = np.argsort(order, axis=1)[:, num_hidden:]
+    return np.sort(visible.astype(np.int32), axis=1)
 
 
-def _hide_blocks(
-    rng: np.random.Generator,
-    rows: int,
-    columns: int,
-    num_hidden: int,
-    cfg: MasksConfig,
-) -> Bool[np.ndarray, " n"]:
-    """Unites random blocks until `num_hidden` patches are covered.
+def _sample_blocks(
+    draws: Draws, rows: int, columns: int, num_hidden: int, cfg: MasksConfig
+) -> UInt8[np.ndarray, "n b"]:
+    """Unites random blocks until they cover `num_hidden` patches.
 
     A block's area is uniform from `cfg.min_block` of all patches to half of what is
     to be hidden, its aspect log-uniform. Its place is uniform over all that touch
     the grid, and what overhangs is cut off: so one block covers every patch with the
-    same probability, head and feet too. Of the last block a random part is taken,
-    such that the count is exact.
+    same probability, head and feet too.
+
+    Returns:
+      0 where the blocks before the last one lie, 1 in the rest of the last one, of
+      which a random part is to be hidden, and 2 elsewhere.
 
     Source: BEiT (arXiv 2106.08254, algorithm 1), which keeps blocks inside, lets one
     grow to all that is left, and may miss the count. Half keeps the rate of every
     row within 0.03 of the ratio up to a ratio of 0.75; larger blocks do not.
     """
-    num_patches = rows * columns
-    min_area = cfg.min_block * num_patches
+    # The images lie along the last axis: numpy is fast along a long one.
+    union, without_last = np.zeros((2, rows * columns, len(draws)), bool)
+    for call in itertools.count():
+        numbers = draws.uniform(Stream.BLOCKS + call, _NUM_DRAWS * 4)
+        for block in _blocks(numbers, rows, columns, num_hidden, cfg):
+            is_open = union.sum(axis=0, dtype=np.int32) < num_hidden
+            if not is_open.any():
+                return np.uint8(2) - union - without_last
+            without_last |= union & is_open
+            union |= block & is_open
+    raise AssertionError
+
+
+def _blocks(
+    numbers: Float64[np.ndarray, "b k4"],
+    rows: int,
+    columns: int,
+    num_hidden: int,
+    cfg: MasksConfig,
+) -> Bool[np.ndarray, "k n b"]:
+    """A block of every image from each four of its uniform numbers."""
+    min_area = cfg.min_block * rows * columns
     max_area = max(min_area, num_hidden / 2)
     log_low, log_high = math.log(cfg.min_aspect), math.log(cfg.max_aspect)
-    hidden, missing = 0, num_hidden
-    while missing:
-        for area, aspect, y, x in rng.random((_NUM_DRAWS, 4)).tolist():
-            area = min_area + area * (max_area - min_area)
-            aspect = math.exp(log_low + aspect * (log_high - log_low))
-            height = max(1, round(math.sqrt(area * aspect)))
-            width = math.ceil(area / height)  # rounded up: never below the area
-            top = int(y * (rows + height - 1)) - height + 1
-            left = int(x * (columns + width - 1)) - width + 1
-            block = _block(top, left, height, width, rows, columns) & ~hidden
-            num_new = block.bit_count()
-            if num_new >= missing:
-                is_hidden = _unpack(hidden, num_patches)
-                candidates = _unpack(block, num_patches).nonzero()[0]
-                is_hidden[rng.permutation(candidates)[:missing]] = True
-                return is_hidden
-            hidden |= block
-            missing -= num_new
-    return np.zeros(num_patches, bool)
+    area, aspect, y, x = np.ascontiguousarray(
+        numbers.reshape(len(numbers), -1, 4).transpose(2, 1, 0)
+    )
+    area = min_area + area * (max_area - min_area)
+    aspect = np.exp(log_low + aspect * (log_high - log_low))
+    height = np.maximum(1, np.round(np.sqrt(area * aspect)))
+    width = np.ceil(area / height)  # rounded up: never below the area
+    is_row = _spans(y, height, rows)
+    is_column = _spans(x, width, columns)
+    blocks = is_row[:, :, None] & is_column[:, None]
+    return blocks.reshape(len(blocks), rows * columns, -1)
 
 
-def _block(
-    top: int, left: int, height: int, width: int, rows: int, columns: int
-) -> int:
-    """The part inside the grid of a rectangle, as a set of patches."""
-    bottom, right = min(top + height, rows), min(left + width, columns)
-    top, left = max(top, 0), max(left, 0)
-    row = ((1 << (right - left)) - 1) << left
-    # A one at the start of every row of the block: times `row`, the whole block.
-    starts = ((1 << columns * (bottom - top)) - 1) // ((1 << columns) - 1)
-    return row * starts << columns * top
-
-
-def _unpack(patches: int, num_patches: int) -> Bool[np.ndarray, " n"]:
-    packed = np.frombuffer(patches.to_bytes((num_patches + 7) // 8, "little"), np.uint8)
-    return np.unpackbits(packed, count=num_patches, bitorder="little").view(bool)
+def _spans(
+    place: Float64[np.ndarray, "k b"], length: Float64[np.ndarray, "k b"], size: int
+) -> Bool[np.ndarray, "k {size} b"]:
+    """Which of `size` lines a span of `length` covers that touches one at least."""
+    start = np.floor(place * (size + length - 1)) - length + 1
+    start, stop = start[:, None], (start + length)[:, None]
+    line = np.arange(size, dtype=np.float64)[:, None]
+    return (line >= start) & (line < stop)

@@ -26,13 +26,14 @@ from typing import Any, NamedTuple
 import cv2
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
-from numpy.random.bit_generator import ISeedSequence
+from jaxtyping import Float32, Float64, Int32, UInt8
 
 from personmae_jax.config import Config
 from personmae_jax.data import images, masks, regions
 from personmae_jax.data.bad_records import describe_bad
+from personmae_jax.data.draws import Draws, RecordOrder, Stream
 from personmae_jax.data.images import Outcome
+from personmae_jax.data.memory import Memory
 from personmae_jax.data.records import Records
 from personmae_jax.errors import RunError
 
@@ -75,9 +76,9 @@ class PretrainBatches:
         self._cfg = cfg
         self._host = host
         self._num_hosts = num_hosts
-        self._stream: Any = (
-            grain.MapDataset.range(len(records)).seed(cfg.train.seed).shuffle().repeat()
-        )
+        self._order = RecordOrder(len(records), cfg.train.seed)
+        rows = cfg.train.batch_size // num_hosts
+        self._memory = Memory(2, rows, cfg.data.height, cfg.data.width, 3)
         self._pool = futures.ThreadPoolExecutor(cfg.data.num_threads)
 
     def __getstate__(self):
@@ -101,25 +102,15 @@ class PretrainBatches:
         Raises:
           RunError: Too many records in a row are bad.
         """
-        cfg = self._cfg
-        first = step * cfg.train.batch_size
-        positions = range(
-            first + self._host, first + cfg.train.batch_size, self._num_hosts
-        )
-        b = len(positions)
-        region_shape = (b, cfg.data.height, cfg.data.width, 3)
-        batch = {
-            "region_a": np.empty(region_shape, np.uint8),
-            "region_b": np.empty(region_shape, np.uint8),
-            "visible": np.empty((b, cfg.num_patches - cfg.num_hidden), np.int32),
-            "geometry": np.empty((b, 4), np.float32),
-            "record": np.empty(b, np.int64),
-            "outcome": np.empty(b, np.int8),
-        }
-        share = math.ceil(b / cfg.data.num_threads)
+        first = step * self._cfg.train.batch_size
+        stop = first + self._cfg.train.batch_size
+        positions = range(first + self._host, stop, self._num_hosts)
+        batch, numbers = self._draw(positions, self._memory.take())
+        rows = range(len(positions))
+        share = math.ceil(len(rows) / self._cfg.data.num_threads)
         tasks = [
-            self._pool.submit(self._fill, batch, positions, range(b)[row : row + share])
-            for row in range(0, b, share)
+            self._pool.submit(self._fill, batch, numbers, rows[i : i + share])
+            for i in range(0, len(rows), share)
         ]
         for task in tasks:
             task.result()
@@ -136,44 +127,63 @@ class PretrainBatches:
     def example(self, position: int) -> Example:
         """Row `position % batch_size` of global batch `position // batch_size`."""
         data = self._cfg.data
-        region_a, region_b = np.empty((2, data.height, data.width, 3), np.uint8)
-        return self._cut(*self._draw(position), region_a, region_b)
-
-    def _fill(self, batch: Batch, positions: range, rows: range) -> None:
-        for row in rows:
-            example = self._cut(
-                *self._draw(positions[row]),
-                batch["region_a"][row],
-                batch["region_b"][row],
-            )
-            batch["visible"][row] = example.visible
-            batch["geometry"][row] = example.geometry
-            batch["record"][row] = example.record
-            batch["outcome"][row] = example.outcome
+        both = np.empty((2, 1, data.height, data.width, 3), np.uint8)
+        batch, numbers = self._draw(range(position, position + 1), both)
+        image, box_a, box_b = self._fill_row(batch, numbers, 0)
+        return Example(
+            image=image,
+            box_a=box_a,
+            box_b=box_b,
+            region_a=batch["region_a"][0],
+            region_b=batch["region_b"][0],
+            visible=batch["visible"][0],
+            geometry=batch["geometry"][0],
+            record=batch["record"].item(),
+            outcome=Outcome(batch["outcome"].item()),
+        )
 
     def _draw(
-        self, position: int
-    ) -> tuple[np.random.Generator, Int32[np.ndarray, " v"], int]:
-        """The row's randomness, its mask (the same for any image) and its record."""
-        cfg = self._cfg
-        key: Any = _Key(cfg.train.seed, position)
-        rng = np.random.Generator(np.random.Philox(key))
-        visible = masks.sample_visible(rng, *cfg.grid, cfg.masks)
-        return rng, visible, self._stream[position]
+        self, positions: range, both: UInt8[np.ndarray, "2 b height width 3"]
+    ) -> tuple[Batch, Float64[np.ndarray, "b n"]]:
+        """The batch of these positions but for what depends on the images.
 
-    def _cut(
-        self,
-        rng: np.random.Generator,
-        visible: Int32[np.ndarray, " v"],
-        record: int,
-        region_a: UInt8[np.ndarray, "height width 3"],
-        region_b: UInt8[np.ndarray, "height width 3"],
-    ) -> Example:
-        """Decodes the record and cuts its regions into the arrays given."""
+        Args:
+          positions: Of the batch's rows.
+          both: Memory for RegionA and RegionB.
+
+        Returns:
+          The batch, and the numbers that the regions are to be drawn from.
+        """
+        cfg, b = self._cfg, len(positions)
+        draws = Draws(cfg.train.seed, positions)
+        batch = {
+            "region_a": both[0],
+            "region_b": both[1],
+            "visible": masks.sample_visible(draws, *cfg.grid, cfg.masks),
+            "geometry": np.empty((b, 4), np.float32),
+            "record": self._order.records(positions),
+            "outcome": np.empty(b, np.int8),
+        }
+        return batch, draws.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+
+    def _fill(
+        self, batch: Batch, numbers: Float64[np.ndarray, "b n"], rows: range
+    ) -> None:
+        for row in rows:
+            self._fill_row(batch, numbers, row)
+
+    def _fill_row(
+        self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], regions.Box, regions.Box]:
+        """Decodes the row's record and cuts its regions into place.
+
+        Returns:
+          The image, flipped or not, and its two boxes.
+        """
         cfg = self._cfg
-        image, outcome = self._decode(record)
+        image, outcome = self._decode(batch["record"][row].item())
         box_a, box_b, is_flipped = regions.sample_regions(
-            rng,
+            numbers[row],
             image.shape[0],
             image.shape[1],
             cfg.regions,
@@ -181,20 +191,12 @@ class PretrainBatches:
             cfg.data.width,
         )
         if is_flipped:
-            image = cv2.flip(image, 1)
-        images.crop_resize(image, box_a, region_a)
-        images.crop_resize(image, box_b, region_b)
-        return Example(
-            image=image,
-            box_a=box_a,
-            box_b=box_b,
-            region_a=region_a,
-            region_b=region_b,
-            visible=visible,
-            geometry=regions.relative_geometry(box_a, box_b, cfg.grid),
-            record=record,
-            outcome=outcome,
-        )
+            cv2.flip(image, 1, dst=image)
+        images.crop_resize(image, box_a, batch["region_a"][row])
+        images.crop_resize(image, box_b, batch["region_b"][row])
+        batch["geometry"][row] = regions.relative_geometry(box_a, box_b, cfg.grid)
+        batch["outcome"][row] = outcome
+        return image, box_a, box_b
 
     def _decode(self, record: int) -> tuple[UInt8[np.ndarray, "h w 3"], Outcome]:
         """A record's image, or the next usable one's in source order.
@@ -217,6 +219,11 @@ class PretrainBatches:
                 failures.append((index, error.outcome))
             except OSError:
                 failures.append((index, Outcome.UNREADABLE))
+        if data.path is not None and not os.path.exists(data.path):
+            raise RunError(
+                f"config.data.path={data.path!r} is gone; mount it or bring it back, "
+                "and start again to go on from the last checkpoint"
+            )
         raise RunError(
             f"{len(failures)} images in a row are bad, and none is left to replace "
             f"them: {describe_bad(self._records, failures)}; mend or remove them"
@@ -277,16 +284,3 @@ def _leave_with_the_run() -> None:
 def _stop(iterator: grain.DatasetIterator, pool: futures.ThreadPoolExecutor) -> None:
     iterator.close()
     pool.shutdown(cancel_futures=True)  # what has begun ends by itself
-
-
-class _Key(ISeedSequence):
-    """Keys Philox by (seed, position) as they are; hashing them costs 5 us a row.
-
-    Philox is made for such keys: streams of different keys are independent.
-    """
-
-    def __init__(self, seed: int, position: int):
-        self._words = np.array((seed, position), np.uint64)
-
-    def generate_state(self, n_words: int, dtype=np.uint32) -> np.ndarray:
-        return self._words  # Philox asks for two words of 64 bits

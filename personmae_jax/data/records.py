@@ -11,7 +11,7 @@ from personmae_jax.config_check import PREPARE_DATA
 from personmae_jax.data import synthetic
 from personmae_jax.errors import ConfigError, first_line
 
-_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
     + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
@@ -97,12 +97,12 @@ class FolderRecords:
           ConfigError: It holds no image, or a folder in it cannot be listed.
         """
         self._root = root
-        names, num_others, other = _list_images(root)
+        names, num_others, other = list_images(root)
         if not names:
             raise ConfigError(
                 f"config.data.path={root!r} holds no image "
                 f"({num_others} files with other suffixes); a folder source needs "
-                f"files named {', '.join(sorted(_SUFFIXES))}, or without a suffix"
+                f"files named {', '.join(sorted(IMAGE_SUFFIXES))}, or without a suffix"
             )
         if num_others:
             logging.warning(
@@ -122,7 +122,7 @@ class FolderRecords:
 
     def read(self, index: int) -> bytes:
         path = os.path.join(os.fsencode(self._root), self._path(index))
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:  # read at once
             return file.read()
 
     def name(self, index: int) -> str:
@@ -137,10 +137,13 @@ def _printable(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _list_images(root: str) -> tuple[list[bytes], int, bytes]:
+def list_images(root: str) -> tuple[list[bytes], int, bytes]:
     """Relative paths of images, unsorted; the number of other files, and one of them.
 
     Whether a file without a suffix is an image shows when it is decoded.
+
+    Raises:
+      ConfigError: A folder cannot be listed.
     """
     names, num_others, other = [], 0, b""
     folders, seen = [b""], set()
@@ -164,13 +167,13 @@ def _list_images(root: str) -> tuple[list[bytes], int, bytes]:
                     elif not (entry.is_file() or entry.is_symlink()):
                         continue  # a pipe or a device
                     # A dangling link is listed, and counted as bad when it is read.
-                    elif not suffix or os.fsdecode(suffix) in _SUFFIXES:
+                    elif not suffix or os.fsdecode(suffix) in IMAGE_SUFFIXES:
                         names.append(name)
                     else:
                         num_others, other = num_others + 1, name
         except OSError as error:
             raise ConfigError(
-                f"config.data.path: {os.fsdecode(path)!r} cannot be listed "
+                f"{os.fsdecode(path)!r} cannot be listed "
                 f"({error.strerror}); make it readable or leave it out"
             ) from error
         # In order, so that of two links to one folder always the same one counts.

@@ -5,14 +5,16 @@ the horizontal flip that both regions share.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from personmae_jax.config import RegionsConfig
 
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
+NUM_DRAWS = 1 + 2 * _NUM_TRIES * 4  # for the flip, and four for every try
 
 
 class Box(NamedTuple):
@@ -33,7 +35,7 @@ class Regions(NamedTuple):
 
 
 def sample_regions(
-    rng: np.random.Generator,
+    numbers: Float64[np.ndarray, " n"],
     image_height: int,
     image_width: int,
     cfg: RegionsConfig,
@@ -43,7 +45,7 @@ def sample_regions(
     """Draws RegionA and RegionB independently, and one flip for both.
 
     Args:
-      rng: Source of randomness.
+      numbers: NUM_DRAWS of them, uniform in [0, 1): the randomness of one image.
       image_height: Pixels.
       image_width: Pixels.
       cfg: Ranges of area and aspect, the least overlap, the flip's probability.
@@ -57,14 +59,18 @@ def sample_regions(
     """
     aspects = (cfg.min_aspect * width / height, cfg.max_aspect * width / height)
     areas = (cfg.min_area, cfg.max_area)
-    is_flipped = rng.random() < cfg.flip_probability
-    box_a = _sample_box(rng, image_height, image_width, areas, aspects)
-    if cfg.same:
-        return Regions(box_a, box_a, is_flipped)
-    for _ in range(_NUM_TRIES):
-        box_b = _sample_box(rng, image_height, image_width, areas, aspects)
-        if cfg.min_overlap <= 0 or overlap(box_a, box_b) >= cfg.min_overlap:
-            return Regions(box_a, box_b, is_flipped)
+    flip, *numbers_of_boxes = numbers.tolist()
+    is_flipped = flip < cfg.flip_probability
+    half = len(numbers_of_boxes) // 2
+    boxes_a, boxes_b = (
+        _sample_boxes(part, image_height, image_width, areas, aspects)
+        for part in (numbers_of_boxes[:half], numbers_of_boxes[half:])
+    )
+    box_a = next(boxes_a)
+    if not cfg.same:
+        for box_b in boxes_b:
+            if cfg.min_overlap <= 0 or overlap(box_a, box_b) >= cfg.min_overlap:
+                return Regions(box_a, box_b, is_flipped)
     return Regions(box_a, box_a, is_flipped)
 
 
@@ -104,25 +110,26 @@ def relative_geometry(
     )
 
 
-def _sample_box(
-    rng: np.random.Generator,
+def _sample_boxes(
+    numbers: list[float],
     image_height: int,
     image_width: int,
     areas: tuple[float, float],
     aspects: tuple[float, float],
-) -> Box:
-    """A box of uniform area and log-uniform aspect, uniformly placed.
+) -> Iterator[Box]:
+    """Boxes of uniform area and log-uniform aspect, uniformly placed.
 
-    Draws that do not fit into the image are rejected. Where too many do not, the box
-    is the largest centred one whose aspect is in range: this keeps the aspect and
-    gives up the area.
+    Four numbers make a box, and those that do not fit into the image are left out.
+    The last box is the largest centred one whose aspect is in range: it keeps the
+    aspect and gives up the area.
 
     Source: the idea of `RandomResizedCrop` in pytorch/vision; ours rounds positions
     uniformly over all that fit.
     """
     image_area = image_height * image_width
     log_low, log_high = math.log(aspects[0]), math.log(aspects[1])
-    for area, aspect, y, x in rng.random((_NUM_TRIES, 4)).tolist():
+    for i in range(0, len(numbers), 4):
+        area, aspect, y, x = numbers[i : i + 4]
         area = (areas[0] + area * (areas[1] - areas[0])) * image_area
         aspect = math.exp(log_low + aspect * (log_high - log_low))
         height = max(1, round(math.sqrt(area / aspect)))
@@ -130,9 +137,9 @@ def _sample_box(
         if height <= image_height and width <= image_width:
             y = int(y * (image_height - height + 1))
             x = int(x * (image_width - width + 1))
-            return Box(y, x, height, width)
+            yield Box(y, x, height, width)
     aspect = min(max(image_width / image_height, aspects[0]), aspects[1])
     height = min(image_height, max(1, round(image_width / aspect)))
     width = min(image_width, max(1, round(image_height * aspect)))
     y, x = (image_height - height) // 2, (image_width - width) // 2
-    return Box(y, x, height, width)
+    yield Box(y, x, height, width)

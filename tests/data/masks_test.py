@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from personmae_jax.config import MasksConfig
+from personmae_jax.data.draws import Draws
 from personmae_jax.data.masks import sample_visible
 
 
 def _hidden(rows, columns, cfg, num, seed=0):
     """Bool (num, rows, columns), True where a patch is hidden."""
-    rng = np.random.default_rng(seed)
+    visible = sample_visible(Draws(seed, range(num)), rows, columns, cfg)
     hidden = np.ones((num, rows * columns), bool)
-    for row in hidden:
-        row[sample_visible(rng, rows, columns, cfg)] = False
+    np.put_along_axis(hidden, visible, False, axis=1)
     return hidden.reshape(num, rows, columns)
 
 
@@ -27,14 +27,13 @@ def _hidden_neighbours(hidden):
 @pytest.mark.parametrize("grid", [(16, 8), (24, 8), (8, 4), (5, 3), (1, 9), (1, 1)])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.75, 0.97])
 def test_every_mask_has_the_exact_count(kind, grid, ratio):
-    rng = np.random.default_rng(0)
     num = grid[0] * grid[1]
-    for _ in range(50):
-        visible = sample_visible(rng, *grid, MasksConfig(kind=kind, ratio=ratio))
-        assert visible.dtype == np.int32
-        assert len(visible) == num - round(ratio * num)
-        assert (np.diff(visible) > 0).all()
-        assert ((visible >= 0) & (visible < num)).all()
+    cfg = MasksConfig(kind=kind, ratio=ratio)
+    visible = sample_visible(Draws(0, range(50)), *grid, cfg)
+    assert visible.dtype == np.int32
+    assert visible.shape == (50, num - round(ratio * num))
+    assert (np.diff(visible) > 0).all()
+    assert ((visible >= 0) & (visible < num)).all()
 
 
 @pytest.mark.parametrize("grid", [(16, 8), (24, 8), (8, 4)])
@@ -75,7 +74,12 @@ def test_one_block_keeps_area_and_aspect():
     assert np.median(widths) == 6
 
 
-def test_masks_differ_and_follow_from_the_generator():
-    masks = _hidden(16, 8, MasksConfig(), 100)
-    assert len(np.unique(masks.reshape(100, -1), axis=0)) == 100
-    np.testing.assert_array_equal(masks, _hidden(16, 8, MasksConfig(), 100))
+@pytest.mark.parametrize("kind", ["block", "random"])
+def test_masks_differ_and_each_follows_from_seed_and_position_alone(kind):
+    cfg = MasksConfig(kind=kind)
+    masks = sample_visible(Draws(3, range(100)), 16, 8, cfg)
+    assert len(np.unique(masks, axis=0)) == 100
+    for part in (range(0, 37), range(37, 38), range(38, 100)):
+        visible = sample_visible(Draws(3, part), 16, 8, cfg)
+        np.testing.assert_array_equal(visible, masks[part.start : part.stop])
+    assert (sample_visible(Draws(4, range(100)), 16, 8, cfg) != masks).any(1).all()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from personmae_jax.config import RegionsConfig
+from personmae_jax.data.draws import Draws, Stream
 from personmae_jax.data.regions import (
+    NUM_DRAWS,
     Box,
     overlap,
     relative_geometry,
@@ -17,8 +19,8 @@ _GRID = (16, 8)
 
 
 def _draws(cfg: RegionsConfig, num: int = 2000, size=(288, 190)):
-    rng = np.random.default_rng(0)
-    return [sample_regions(rng, *size, cfg, 256, 128) for _ in range(num)]
+    numbers = Draws(0, range(num)).uniform(Stream.REGIONS, NUM_DRAWS)
+    return [sample_regions(row, *size, cfg, 256, 128) for row in numbers]
 
 
 def _centres(box_a: Box, box_b: Box):

@@ -1,0 +1,108 @@
+"""What is noted of each finished shard: for the summary, for copies, for --check."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import uuid
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from personmae_jax.errors import RunError, first_line
+
+_CHECKS = "checks"
+
+# What became of a member.
+STORED, CONVERTED, REJECTED, DUPLICATE = range(4)
+ROW = np.dtype(
+    [
+        ("state", "u1"),
+        ("outcome", "u1"),  # images.Outcome
+        ("height", "u4"),  # pixels, upright
+        ("width", "u4"),
+        ("checksum", "u4"),  # CRC-32 of the stored record
+        ("digest", "V16"),  # BLAKE2b of the source's bytes
+    ]
+)
+NO_DIGEST = bytes(16)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checks:
+    """What is known of a finished shard.
+
+    Attributes:
+      rows: One `ROW` a member.
+      rejected: (name, reason) of those that were not stored, in order.
+      sums: Over the pixels of what was stored, (value, square) by RGB, exact.
+      num_bytes: Of the stored records.
+      file_digest: BLAKE2b of the shard's file.
+    """
+
+    rows: np.ndarray
+    rejected: list[tuple[str, str]]
+    sums: np.ndarray
+    num_bytes: int
+    file_digest: str
+
+
+def digest(data: bytes) -> bytes:
+    """16 bytes that no two different files share."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def digest_file(file: Any) -> str:
+    """The digest of an open file's whole content, as text."""
+    blake2b = functools.partial(hashlib.blake2b, digest_size=16)
+    return hashlib.file_digest(file, blake2b).hexdigest()
+
+
+def find_copies(digests: np.ndarray) -> np.ndarray:
+    """Whether an earlier member has the same digest."""
+    halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
+    order = np.lexsort(halves.T)  # stable: of equals the first comes first
+    halves = halves[order]
+    is_copy = np.zeros(len(order), bool)
+    is_copy[order[1:]] = (halves[1:] == halves[:-1]).all(1)
+    return is_copy
+
+
+def _checks_file(folder: epath.Path, shard: int) -> epath.Path:
+    return folder / _CHECKS / f"{shard:05}.npz"
+
+
+def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
+    file = _checks_file(folder, shard)
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
+    about = {
+        "rejected": checks.rejected,
+        "num_bytes": checks.num_bytes,
+        "file_digest": checks.file_digest,
+    }
+    file.parent.mkdir(exist_ok=True)
+    with open(part, "wb") as opened:
+        np.savez(
+            opened,
+            rows=checks.rows,
+            sums=checks.sums,
+            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        )
+    part.replace(file)
+
+
+def read_checks(folder: epath.Path, shard: int) -> Checks:
+    """What `prepare_shard.write_shard` noted of shard number `shard`.
+
+    Raises:
+      RunError: The notes are damaged.
+    """
+    file = _checks_file(folder, shard)
+    try:
+        with open(file, "rb") as opened, np.load(opened) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            rejected = [(name, reason) for name, reason in about.pop("rejected")]
+            return Checks(arrays["rows"], rejected, arrays["sums"], **about)
+    except Exception as error:  # zip, zlib and numpy have no common one
+        raise RunError(f"{file} is damaged ({first_line(error)})") from error
