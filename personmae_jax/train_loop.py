@@ -7,8 +7,8 @@ import time
 import jax
 
 from personmae_jax import experiment as experiments
-from personmae_jax import sharding
-from personmae_jax.checkpoint import Checkpoints
+from personmae_jax import sharding, torch_import
+from personmae_jax.checkpoint import Checkpoints, has_checkpoint
 from personmae_jax.config import Config
 from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import Records
@@ -17,6 +17,7 @@ from personmae_jax.experiment import Experiment
 from personmae_jax.report import Report, summarise
 from personmae_jax.state import TrainState
 from personmae_jax.storage import open_path
+from personmae_jax.torch_import import Imported
 from personmae_jax.workdir import Workdir
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
@@ -34,11 +35,16 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
       The exit code, FINISHED or INTERRUPTED.
 
     Raises:
-      ConfigError: The settings do not fit the devices, the data or the workdir.
+      ConfigError: The settings do not fit the devices, the data, the workdir or the
+        file of config.init.
       RunError: The run had to stop: a non-finite loss, too many bad images, a full
         disk. Checkpoints saved before are good.
     """
     num_steps = experiments.count_steps(cfg, len(records))
+    imported = None
+    if cfg.init.torch_weights is not None and not has_checkpoint(workdir):
+        # Before any device work: a file that does not fit is told at once.
+        imported = torch_import.read_encoder(cfg)
     experiment = experiments.build(cfg, sharding.make_mesh(), num_steps)
     path, is_main = open_path(workdir), jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -58,7 +64,7 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
             )
             return FINISHED
         if start is None:
-            start, state = 0, experiment.init_state()
+            start, state = 0, _initial_state(experiment, imported)
             checkpoints.save(0, state)
         else:
             state = checkpoints.restore(experiment.abstract_state, start)
@@ -74,7 +80,7 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
             Report(experiment, path if is_main else None, records, batches, start)
         )
         try:
-            last = _loop(experiment, state, start, stream, report, checkpoints, lock)
+            last = train(experiment, state, start, stream, report, checkpoints, lock)
         except jax.errors.JaxRuntimeError as e:
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise
@@ -92,7 +98,18 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
     return FINISHED if last == num_steps else INTERRUPTED
 
 
-def _loop(
+def _initial_state(experiment: Experiment, imported: Imported | None) -> TrainState:
+    """The state before the first step; says what an imported encoder is."""
+    cfg = experiment.cfg
+    if cfg.init.torch_weights is None:
+        return experiment.init_state()
+    imported = imported or torch_import.read_encoder(cfg)
+    if jax.process_index() == 0:
+        print(*imported.notes, sep="\n", flush=True)
+    return experiment.init_state(sharding.replicate(imported.params, experiment.mesh))
+
+
+def train(
     experiment: Experiment,
     state: TrainState,
     start: int,
@@ -101,7 +118,15 @@ def _loop(
     checkpoints: Checkpoints,
     lock: Workdir | None,
 ) -> int:
-    """Returns the last step, which is saved: `num_steps` unless interrupted."""
+    """The steps after `start`, two of them in flight.
+
+    While the devices compute one step, the next one's batch is on its way to them:
+    nothing here waits for a step before the one after it has been dispatched, but for
+    a picture, a checkpoint and the end.
+
+    Returns:
+      The last step, which is saved: `num_steps` unless interrupted.
+    """
     cfg, num_steps = experiment.cfg, experiment.num_steps
     with jax.transfer_guard("disallow"):
         for step in range(start + 1, num_steps + 1):

@@ -1,0 +1,105 @@
+"""The train loop against its bare step, with real batches: who waits for whom?
+
+In turn, in one run: a few steps of `train_loop.train`, with its pipeline, transfers,
+report and checks; and as many calls of the step on a batch that is on the device
+already. Prints the images/s of both, and the loop's own time a step: all of it but
+waiting for the devices.
+
+Run: python benchmarks/loop.py --config=configs/vitb.py --config.train.batch_size=8
+  --config.data.source=folder --config.data.path=IMAGES
+"""
+
+import contextlib
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "launch"))
+
+import command_line  # launch/ puts the repository on the path
+
+_CONFIG = command_line.define_config()
+_ROUNDS, _STEPS = 3, 3  # of each kind; a round before them does not count
+
+
+class _Pause:
+    """In the place of checkpoints: every few steps the loop hands its state out."""
+
+    def __init__(self):
+        self.state = None
+
+    def reached_preemption(self, step: int) -> bool:
+        return step % _STEPS == 0
+
+    def save(self, step: int, state) -> None:
+        self.state = state
+
+
+def main() -> None:
+    import jax
+    from etils import epath
+
+    from personmae_jax import experiment as experiments
+    from personmae_jax import sharding, train_loop
+    from personmae_jax.data.pipeline import PretrainBatches
+    from personmae_jax.data.records import open_records
+    from personmae_jax.report import Report
+
+    waited = 0.0
+    wait = jax.block_until_ready
+
+    def wait_and_count(tree):
+        nonlocal waited
+        start = time.perf_counter()
+        wait(tree)
+        waited += time.perf_counter() - start
+        return tree
+
+    cfg = _CONFIG()
+    cfg.log.every_steps = 1  # more than a run reports
+    experiment = experiments.build(cfg, sharding.make_mesh(), 1000 * _STEPS)
+    records = open_records(cfg.data)
+    batches = PretrainBatches(records, cfg)
+    pause, state = _Pause(), experiment.init_state()
+    loop, bare, own = [], [], []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stream = stack.enter_context(contextlib.closing(batches.iterate(0)))
+        report = stack.enter_context(
+            Report(experiment, epath.Path(folder), records, batches, 0)
+        )
+        for number in range(_ROUNDS + 1):
+            waited, start = 0.0, time.perf_counter()
+            jax.block_until_ready = wait_and_count
+            train_loop.train(
+                experiment, state, number * _STEPS, stream, report, pause, None
+            )
+            jax.block_until_ready = wait
+            seconds = time.perf_counter() - start
+            loop.append(seconds / _STEPS)
+            own.append((seconds - waited) / _STEPS)
+            rows = next(stream)
+            batch = sharding.to_devices(
+                {name: rows[name] for name in experiment.abstract_batch},
+                experiment.mesh,
+            )
+            state = wait(pause.state)
+            start = time.perf_counter()
+            metrics = None
+            for _ in range(_STEPS):
+                state, new_metrics = experiment.train_step(state, batch)
+                wait(metrics)  # as the loop, two steps in flight
+                metrics = new_metrics
+            wait(metrics)
+            bare.append((time.perf_counter() - start) / _STEPS)
+    loop, bare, own = (statistics.median(times[1:]) for times in (loop, bare, own))
+    b = cfg.train.batch_size
+    print(f"loop       {b / loop:8.2f} images/s, {bare / loop:.1%} of the bare step's")
+    print(f"bare step  {b / bare:8.2f} images/s")
+    print(f"host       {own * 1e3:8.2f} ms a step outside device work")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
