@@ -1,22 +1,51 @@
-"""The mesh and who holds what; no other file names an axis."""
+"""The mesh and who holds what; no other file names an axis.
+
+Two axes. Rows of a batch are split over both. Parameters, moments and teacher are
+whole along "data" and split along "fsdp": a device gathers them while it uses them,
+and keeps its own part of their gradients' sum. So the axes change where numbers live,
+not what they are, up to the order of float32 sums.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from personmae_jax.config import MeshConfig
+
+_DATA, _FSDP = "data", "fsdp"
+_MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
 
 
-def make_mesh(devices: list | None = None) -> Mesh:
-    """Returns a one-axis mesh over all devices of all hosts, or over `devices`."""
+def make_mesh(
+    cfg: MeshConfig | None = None, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """Returns the (data, fsdp) mesh over all devices of all hosts, or over `devices`.
+
+    Args:
+      cfg: Sizes that `config_check.check` admits for that many devices; by default
+        all of them along "data".
+      devices: By default those of all hosts.
+    """
     devices = jax.devices() if devices is None else devices
+    fsdp = 1 if cfg is None else cfg.fsdp
     # Auto: under the default, Explicit, stock Linen attention fails.
     return jax.make_mesh(
-        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+        (len(devices) // fsdp, fsdp),
+        (_DATA, _FSDP),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over all devices."""
-    return NamedSharding(mesh, P("data"))
+    return NamedSharding(mesh, P((_DATA, _FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,12 +53,62 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def state_sharding(mesh: Mesh, abstract_state):
-    """Returns the sharding of every leaf of the state: replicated."""
-    return jax.tree.map(lambda _: replicated(mesh), abstract_state)
+def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
+    """Returns the sharding of every leaf: its largest dimension is split, if any.
+
+    That is the largest one that the size of "fsdp" divides, of the first of equals; a
+    leaf that has none, or fewer than 16,384 elements, is whole everywhere.
+    """
+    return jax.tree.map(lambda leaf: _split_largest(mesh, leaf.shape), abstract_state)
 
 
-def to_devices(batch, mesh: Mesh):
+@contextlib.contextmanager
+def tracing(mesh: Mesh) -> Iterator[None]:
+    """What is traced inside knows the mesh: see `on_own_rows` and `is_on_tpu`."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
+
+
+def on_own_rows(fn: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns `fn` such that every device calls it on its own rows of all arguments.
+
+    XLA splits its own operations so by itself, but not a kernel of ours.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return fn
+    rows = P(mesh.axis_names)
+    return jax.shard_map(fn, in_specs=rows, out_specs=rows, check_vma=False)
+
+
+def is_on_tpu() -> bool:
+    """Whether what is traced will run on TPU; False outside `tracing`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == "tpu"
+
+
+def gather(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """Returns a function that makes parameters whole on every device, inside a jit.
+
+    Gradients through it are split again as `state_sharding` splits the parameters.
+    """
+    if mesh.shape[_FSDP] == 1:
+        return lambda params: params
+    whole = replicated(mesh)
+
+    @jax.custom_vjp
+    def gather_leaf(x):
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    def split_gradient(_, gradient):
+        split = _split_largest(mesh, gradient.shape)
+        return (jax.lax.with_sharding_constraint(gradient, split),)
+
+    gather_leaf.defvjp(lambda x: (gather_leaf(x), None), split_gradient)
+    return lambda params: jax.tree.map(gather_leaf, params)
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows of a batch (numpy, any tree) onto its devices.
 
     Hosts' rows lie one after the other: row r of host p of n is global row
@@ -43,7 +122,16 @@ def to_devices(batch, mesh: Mesh):
         )
 
 
-def replicate(tree, mesh: Mesh):
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts the whole of a tree of numpy arrays, the same on every host, everywhere."""
     with jax.transfer_guard("allow"):  # several hosts compare the values first
         return jax.device_put(tree, replicated(mesh))
+
+
+def _split_largest(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    size = mesh.shape[_FSDP]
+    divisible = [i for i, n in enumerate(shape) if n % size == 0]
+    if size == 1 or not divisible or np.prod(shape) < _MIN_SPLIT:
+        return replicated(mesh)
+    largest = max(divisible, key=lambda i: shape[i])
+    return NamedSharding(mesh, P(*(None,) * largest, _FSDP))

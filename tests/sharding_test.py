@@ -3,19 +3,34 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from personmae_jax import sharding
+from personmae_jax.config import MeshConfig
+
+
+def make_mesh(fsdp: int):
+    return sharding.make_mesh(MeshConfig(fsdp=fsdp))
+
+
+def split_axes(mesh, *shape: int) -> tuple[bool, ...]:
+    """Of each dimension, whether the state's rule splits it."""
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    part = sharding.state_sharding(mesh, leaf).shard_shape(shape)
+    return tuple(a < b for a, b in zip(part, shape, strict=True))
 
 
 def test_the_mesh_spans_all_devices_on_automatic_axes():
     mesh = sharding.make_mesh()
     assert mesh.size == jax.device_count() == 8
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
-    assert sharding.make_mesh(jax.devices()[:2]).size == 2
+    assert sharding.make_mesh(devices=jax.devices()[:2]).size == 2
+    assert make_mesh(4).devices.shape == (2, 4)
 
 
-def test_rows_are_split_in_order_and_keep_their_dtype():
-    mesh = sharding.make_mesh()
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_rows_are_split_in_order_over_all_devices_and_keep_their_dtype(fsdp):
+    mesh = make_mesh(fsdp)
     batch = {"a": np.arange(16, dtype=np.uint8), "b": np.ones((16, 2), np.float32)}
     on_devices = sharding.to_devices(batch, mesh)
     for name, value in on_devices.items():
@@ -27,7 +42,42 @@ def test_rows_are_split_in_order_and_keep_their_dtype():
         np.testing.assert_array_equal(shards[device], [2 * i, 2 * i + 1])
 
 
-def test_every_device_holds_the_whole_state():
-    mesh = sharding.make_mesh()
-    state = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
-    assert sharding.state_sharding(mesh, state)["x"].is_fully_replicated
+def test_without_fsdp_every_device_holds_the_whole_state():
+    state = {"x": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    sharding_of = sharding.state_sharding(sharding.make_mesh(), state)
+    assert sharding_of["x"].is_fully_replicated
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    mesh = make_mesh(4)
+    assert split_axes(mesh, 768, 3072) == (False, True)
+    assert split_axes(mesh, 3072, 768) == (True, False)
+    assert split_axes(mesh, 768, 768) == (True, False)
+    assert split_axes(mesh, 768, 3074) == (True, False)
+    assert split_axes(mesh, 1, 129, 768) == (False, False, True)
+
+
+def test_small_and_indivisible_leaves_are_whole():
+    mesh = make_mesh(4)
+    assert split_axes(mesh, 127, 127) == (False, False)
+    assert split_axes(mesh, 4, 4095) == (False, False)
+    assert split_axes(mesh, 4, 4096) == (False, True)
+    assert split_axes(mesh) == ()
+
+
+def test_gathered_parameters_are_whole_and_their_gradients_split_again():
+    mesh = make_mesh(4)
+    x = jnp.arange(2.0**14).reshape(128, 128)
+    split = sharding.state_sharding(mesh, x)
+    assert not split.is_fully_replicated
+
+    def loss(x):
+        whole = sharding.gather(mesh)(x)
+        return (whole**3).sum(), whole
+
+    run = jax.jit(jax.grad(loss, has_aux=True), in_shardings=split)
+    gradient, whole = run(jax.device_put(x, split))
+    assert whole.sharding.is_fully_replicated
+    assert gradient.sharding == split
+    np.testing.assert_array_equal(whole, x)
+    np.testing.assert_allclose(gradient, 3 * x**2)

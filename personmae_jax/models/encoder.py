@@ -36,6 +36,7 @@ class Encoder(nn.Module):
     grid: tuple[int, int]
     learned_positions: bool = False
     dtype: DTypeLike = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -62,8 +63,9 @@ class Encoder(nn.Module):
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         blocks = []
+        make_block = layers.rematerialised(layers.EncoderBlock, self.remat)
         for i in range(self.depth):
-            block = layers.EncoderBlock(
+            block = make_block(
                 self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{i}"
             )
             x = block(x)

@@ -2,7 +2,7 @@
 
 Every layer computes matrix products in `dtype` and keeps float32 parameters. Flax
 computes the statistics of a norm in float32 whatever its `dtype` is, and
-`jax.nn.dot_product_attention` its softmax.
+`attention.py` its softmax.
 """
 
 import math
@@ -14,27 +14,67 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from personmae_jax.models import attention
 
-def _dot_general(x: Array, kernel: Array, dimension_numbers, **options) -> Array:
-    """What nn.Dense asks for: the last axis of `x` against the first of `kernel`.
+
+def _matmul(x: Float[Array, "*lead d"], kernel: Float[Array, "d f"]):
+    """Multiplies tokens and a matrix.
 
     In float32, which is what CPUs compute in, all tokens form one matrix: XLA's CPU
     backend multiplies that faster than a batch of matrices. On TPU, which computes in
     bfloat16, the reshape would cost more than it gives (docs/performance.md).
     """
     if x.dtype != jnp.float32:
-        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-    rows = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
-Dense = partial(
-    nn.Dense,
+def _add_bias(x: Float[Array, "*lead f"], bias: Float[Array, " f"]):
+    return x + jnp.expand_dims(bias, range(x.ndim - 1)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _add_bias_fast(x: Float[Array, "*lead f"], bias: Float[Array, " f"]):
+    """Adds a bias whose gradient is a matrix product, summed in float32.
+
+    A TPU's matrix unit sums rows faster than its vector unit (docs/performance.md).
+    """
+    return _add_bias(x, bias)
+
+
+def _bias_gradient(_, gradient: Float[Array, "*lead f"]):
+    axes = tuple(range(gradient.ndim - 1))
+    ones = jnp.ones(gradient.shape[:-1], gradient.dtype)
+    total = jax.lax.dot_general(
+        ones, gradient, ((axes, axes), ((), ())), preferred_element_type=jnp.float32
+    )
+    return gradient, total
+
+
+_add_bias_fast.defvjp(lambda x, bias: (_add_bias(x, bias), None), _bias_gradient)
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis, in `dtype`; parameters in float32."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
     # MAE, initialize_weights: Xavier uniform on matrices (qkv as one), zero biases.
-    kernel_init=nn.initializers.xavier_uniform(),
-    dot_general=_dot_general,
-)
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*lead d"]) -> Float[Array, "*lead features"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x = _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        add = _add_bias_fast if x.dtype == jnp.bfloat16 else _add_bias
+        return add(x, bias)
+
+
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)  # timm's ViT
 token_init = nn.initializers.normal(0.02)  # cls and mask tokens; MAE
 
@@ -45,11 +85,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        b, n, d = x.shape
+        d = x.shape[-1]
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+        x = attention.self_attention(qkv, self.num_heads)
+        return Dense(d, dtype=self.dtype, name="proj")(x)
 
 
 class CrossAttention(nn.Module):
@@ -60,15 +99,11 @@ class CrossAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], memory: Float[Array, "b m d"]
     ) -> Float[Array, "b n d"]:
-        (b, n, d), m = x.shape, memory.shape[1]
-        head = d // self.num_heads
+        d = x.shape[-1]
         q = Dense(d, dtype=self.dtype, name="q")(x)
         kv = Dense(2 * d, dtype=self.dtype, name="kv")(memory)
-        kv = kv.reshape(b, m, 2, self.num_heads, head)
-        x = jax.nn.dot_product_attention(
-            q.reshape(b, n, self.num_heads, head), kv[:, :, 0], kv[:, :, 1]
-        )
-        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+        x = attention.cross_attention(q, kv, self.num_heads)
+        return Dense(d, dtype=self.dtype, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -119,6 +154,14 @@ class DecoderBlock(nn.Module):
         x = x + cross(norm(name="norm_cross")(x), memory)
         mlp = Mlp(4 * x.shape[-1], self.dtype, name="mlp")  # ratio 4: MAE's decoder
         return x + mlp(norm(name="norm2")(x))
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """Returns `block`; where `remat` is "block", one that keeps its input alone.
+
+    Its backward pass computes the inside again. The names of parameters stay.
+    """
+    return nn.remat(block) if remat == "block" else block
 
 
 def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:

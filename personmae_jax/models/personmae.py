@@ -100,6 +100,7 @@ def _encoder(cfg: Config, dtype: DTypeLike) -> Encoder:
         grid=cfg.grid,
         learned_positions=cfg.encoder.learned_positions,
         dtype=dtype,
+        remat=cfg.train.remat,
     )
 
 
@@ -116,6 +117,7 @@ def _predictors(cfg: Config, dtype: DTypeLike) -> dict[str, Predictor]:
             grid=cfg.grid,
             head_std=head_std,
             dtype=dtype,
+            remat=cfg.train.remat,
         )
 
     # 0.001: the loss starts at the variance of the target; Xavier starts it at 1.8.

@@ -34,6 +34,7 @@ class Predictor(nn.Module):
     grid: tuple[int, int]
     head_std: float | None = None
     dtype: DTypeLike = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -48,8 +49,9 @@ class Predictor(nn.Module):
         )
         x = posembed.sine_cosine(coordinates, self.width) + mask_token + size[:, None]
         x = x.astype(self.dtype)
+        make_block = layers.rematerialised(layers.DecoderBlock, self.remat)
         for i in range(self.depth):
-            block = layers.DecoderBlock(
+            block = make_block(
                 self.num_heads, self.use_self_attention, self.dtype, name=f"blocks_{i}"
             )
             x = block(x, memory)
