@@ -45,6 +45,20 @@ def define_config() -> Callable[[], Config]:
     return read
 
 
+def define_cluster() -> Callable[[], dict[str, str | int | None]]:
+    """Defines the flags of `distributed.initialize`; returns what reads them."""
+    holders = (
+        flags.DEFINE_string(
+            "coordinator",
+            None,
+            "HOST:PORT of process 0, where jax does not find the cluster by itself.",
+        ),
+        flags.DEFINE_integer("num_processes", None, "With --coordinator: of the run."),
+        flags.DEFINE_integer("process_id", None, "With --coordinator: this one's."),
+    )
+    return lambda: {holder.name: holder.value for holder in holders}
+
+
 def config_file() -> pathlib.Path:
     """Returns the file that `--config` names."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
@@ -114,4 +128,7 @@ def _guarded(main: Callable[[], int | None]) -> int:
 
 def _leave(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if code == 1 and jax is not None and jax.process_count() > 1:
+        os._exit(code)  # at exit jax waits for the others, and aborts if one is dead
     sys.exit(code)

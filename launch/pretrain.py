@@ -11,7 +11,9 @@ import command_line
 from absl import flags
 
 _CONFIG = command_line.define_config()
-flags.declare_key_flag("config")
+_CLUSTER = command_line.define_cluster()
+for _name in ("config", "coordinator", "num_processes", "process_id"):
+    flags.declare_key_flag(_name)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
 )
@@ -28,7 +30,7 @@ def main() -> int:
 
     from personmae_jax import distributed, train_loop
 
-    distributed.initialize()
+    distributed.initialize(**_CLUSTER())
     workdir = _WORKDIR.value
     if workdir is None:
         workdir = f"runs/{command_line.config_file().stem}"

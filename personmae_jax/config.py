@@ -120,6 +120,17 @@ class TrainConfig:
     # and losses are always float32.
     # "auto": bfloat16 on TPU and GPU, float32 on CPU.
     matmul_dtype: str = "auto"
+    # What the backward pass computes again rather than keeps: "none", or "block", all
+    # inside a Transformer block, for a third more work and much less memory.
+    remat: str = "none"
+
+
+@dataclass(slots=True, kw_only=True)
+class MeshConfig:
+    """How many devices lie along each axis; a batch is split over all of them."""
+
+    data: int = -1  # every device holds whole parameters; -1: all that fsdp leaves
+    fsdp: int = 1  # parameters, moments and teacher are split over so many devices
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +153,7 @@ class DataConfig:
     width: int = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    num_threads: int = 16  # that share the rows of a batch; grain's default
+    num_threads: int = 16  # that share the rows of a batch, at most two a core; grain
     num_workers: int = 0  # worker processes, each with num_threads; 0: this process
     max_pixels: int = 50_000_000  # of one image; a larger one counts as bad; ours
     min_side: int = 8  # pixels; a smaller one counts as bad; ours
@@ -183,6 +194,14 @@ class LogConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class ProfileConfig:
+    """Steps to record for TensorBoard's profile page."""
+
+    start_step: int | None = None  # None: no trace
+    num_steps: int = 3
+
+
+@dataclass(slots=True, kw_only=True)
 class Config:
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     pixel_predictor: PredictorConfig = dataclasses.field(
@@ -200,10 +219,12 @@ class Config:
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
     @property

@@ -24,7 +24,7 @@ def check(cfg: Config, device_count: int | None = None) -> None:
     problems = [*_range_problems(cfg)]
     problems = problems or [*_model_problems(cfg), *_data_problems(cfg)]
     if not problems and device_count is not None:
-        problems = [*_batch_problems(cfg, device_count)]
+        problems = [*_device_problems(cfg, device_count)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -35,6 +35,7 @@ _CHOICES = {
     "loss.feature_loss": ("mse", "smooth_l1", "cosine"),
     "teacher.schedule": ("fraction", "absolute"),
     "train.matmul_dtype": ("auto", "float32", "bfloat16"),
+    "train.remat": ("none", "block"),
     "data.source": ("tfds", "folder", "synthetic"),
     "export.weights": ("student", "teacher"),
 }
@@ -82,6 +83,8 @@ _RANGES = {
     "train.epochs": (1e-9, None),
     "train.steps": (1, 2**31 - 1),
     "train.accumulate": (1, None),
+    "mesh.data": (-1, None),
+    "mesh.fsdp": (1, None),
     "data.height": (1, None),
     "data.width": (1, None),
     "data.num_threads": (1, None),
@@ -99,6 +102,8 @@ _RANGES = {
     "log.every_steps": (1, None),
     "log.pictures_every_steps": (1, None),
     "log.num_pictures": (1, None),
+    "profile.start_step": (1, None),
+    "profile.num_steps": (1, 1000),
 }
 
 
@@ -197,7 +202,15 @@ def _data_problems(cfg: Config) -> Iterator[str]:
             yield f"config.data.{path}={values} must be {rule}, of red, green and blue"
 
 
-def _batch_problems(cfg: Config, device_count: int) -> Iterator[str]:
+def _device_problems(cfg: Config, device_count: int) -> Iterator[str]:
+    data, fsdp = cfg.mesh.data, cfg.mesh.fsdp
+    if device_count % fsdp or data not in (-1, device_count // fsdp):
+        fitting = math.gcd(fsdp, device_count)
+        yield (
+            f"config.mesh: data={data} x fsdp={fsdp} do not make the {device_count} "
+            f"devices that are here; use e.g. --config.mesh.data=-1 "
+            f"--config.mesh.fsdp={fitting}"
+        )
     batch, parts = cfg.train.batch_size, device_count * cfg.train.accumulate
     nearest = max(parts, batch - batch % parts)
     if batch % parts:

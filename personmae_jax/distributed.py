@@ -13,13 +13,15 @@ from personmae_jax.errors import ConfigError, first_line
 
 _EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
 # Ours for as long as this process lives: see `_reserve_port`.
 _reserved: list[socket.socket] = []
 
 
-def initialize() -> None:
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
     """Finds the other processes of this run, or starts a run of one process.
 
     Call it before any device work. From then on SIGTERM no longer kills: it makes
@@ -27,26 +29,39 @@ def initialize() -> None:
     Ctrl-C does the same, the second one leaves at once.
 
     Clusters that `jax.distributed.initialize` knows (Cloud TPU, GKE, Slurm, Open MPI)
-    are found by it. Elsewhere every process is told by JAX_COORDINATOR_ADDRESS
-    (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
+    are found by it. Elsewhere every process is told all three:
+
+    Args:
+      coordinator: HOST:PORT of process 0, a free port that all others reach.
+      num_processes: Of the run.
+      process_id: Of this one, from 0.
 
     Raises:
-      ConfigError: Some but not all of these are set.
+      ConfigError: Some but not all are given, or they make no cluster.
     """
+    given = (coordinator, num_processes, process_id)
+    if None in given and any(value is not None for value in given):
+        raise ConfigError(
+            f"--coordinator={coordinator} --num_processes={num_processes} "
+            f"--process_id={process_id} make no cluster; give all three, or none for a "
+            "run of one process or on a cluster that jax knows"
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise ConfigError(
+            f"--process_id={process_id} is not in 0 .. {num_processes - 1}, one less "
+            "than --num_processes"
+        )
     try:
-        jax.distributed.initialize(  # reads JAX_COORDINATOR_ADDRESS itself
-            num_processes=_read_number("JAX_NUM_PROCESSES"),
-            process_id=_read_number("JAX_PROCESS_ID"),
+        jax.distributed.initialize(
+            coordinator, num_processes=num_processes, process_id=process_id
         )
     except ValueError as e:
-        if any(name in os.environ for name in _VARIABLES):
-            raise ConfigError(
-                f"{', '.join(_VARIABLES)} do not make a cluster ({first_line(e)}); "
-                "set all three, or none for a run of one process"
-            ) from e
         # Its way to say that there is no cluster.
         if "coordinator_address should be defined" not in str(e):
-            raise
+            raise ConfigError(
+                f"the processes of this run cannot be joined ({first_line(e)}); mend "
+                "--coordinator=HOST:PORT, --num_processes and --process_id"
+            ) from e
         address = f"127.0.0.1:{_reserve_port()}"
         jax.distributed.initialize(
             address,
@@ -57,10 +72,6 @@ def initialize() -> None:
             heartbeat_timeout_seconds=10**6,
         )
     _catch_interrupts()
-
-
-def _read_number(name: str) -> int | None:
-    return int(os.environ[name]) if name in os.environ else None
 
 
 def _reserve_port() -> int:

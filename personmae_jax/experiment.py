@@ -79,7 +79,13 @@ def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
         ema_decay=optim.ema_decay_schedule(cfg.teacher, num_steps),
         feature_weight=optim.feature_weight_schedule(cfg.loss, num_steps),
         dtype=dtype,
+        gather=sharding.gather(mesh),
     )
+
+    def step_on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with sharding.tracing(mesh):
+            return step(state, batch)
+
     return Experiment(
         cfg=cfg,
         mesh=mesh,
@@ -91,7 +97,7 @@ def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
         },
         init_state=jax.jit(init, out_shardings=state_sharding),
         train_step=jax.jit(
-            step,
+            step_on_mesh,
             in_shardings=(state_sharding, batch_sharding),
             out_shardings=(state_sharding, replicated),
             donate_argnums=0,

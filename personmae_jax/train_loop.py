@@ -2,23 +2,30 @@
 
 import contextlib
 import dataclasses
+import os
+import re
 import time
 
 import jax
+from etils import epath
 
 from personmae_jax import experiment as experiments
 from personmae_jax import sharding, torch_import
 from personmae_jax.checkpoint import Checkpoints, has_checkpoint
 from personmae_jax.config import Config
+from personmae_jax.config_check import check
 from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import Records
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.experiment import Experiment
+from personmae_jax.profiling import Trace
 from personmae_jax.report import Report, summarise
 from personmae_jax.state import TrainState
 from personmae_jax.storage import open_path
 from personmae_jax.torch_import import Imported
 from personmae_jax.workdir import Workdir
+
+_XLA_STATUS = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED")
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 
@@ -45,8 +52,10 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
     if cfg.init.torch_weights is not None and not has_checkpoint(workdir):
         # Before any device work: a file that does not fit is told at once.
         imported = torch_import.read_encoder(cfg)
-    experiment = experiments.build(cfg, sharding.make_mesh(), num_steps)
+    check(cfg, jax.device_count())  # before a mesh is made of them
+    experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), num_steps)
     path, is_main = open_path(workdir), jax.process_index() == 0
+    _keep_compiled(path)
     with contextlib.ExitStack() as stack:
         lock = None
         if is_main:
@@ -79,15 +88,24 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         report = stack.enter_context(
             Report(experiment, path if is_main else None, records, batches, start)
         )
+        trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
         try:
-            last = train(experiment, state, start, stream, report, checkpoints, lock)
-        except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e):
+            last = train(
+                experiment, state, start, stream, report, checkpoints, lock, trace
+            )
+        except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
+            if "RESOURCE_EXHAUSTED" in str(e):
+                raise RunError(
+                    f"out of memory on the device ({first_line(e)}); use a smaller "
+                    "--config.train.batch_size, a larger --config.train.accumulate, "
+                    "--config.train.remat=block, or more devices"
+                ) from e
+            if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
                 raise
             raise RunError(
-                f"out of memory on the device ({first_line(e)}); use a smaller "
-                "--config.train.batch_size, a larger --config.train.accumulate, or "
-                "more devices"
+                f"another process of this run has died or cannot be reached "
+                f"({first_line(e)}); its log tells why; start all of them again to go "
+                "on from the last checkpoint"
             ) from e
     if is_main:
         print(
@@ -109,6 +127,16 @@ def _initial_state(experiment: Experiment, imported: Imported | None) -> TrainSt
     return experiment.init_state(sharding.replicate(imported.params, experiment.mesh))
 
 
+def _keep_compiled(workdir: epath.Path) -> None:
+    """Lets the next start find what this one compiles, wherever it runs.
+
+    JAX_COMPILATION_CACHE_DIR, if set, says where instead.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def train(
     experiment: Experiment,
     state: TrainState,
@@ -117,6 +145,7 @@ def train(
     report: Report,
     checkpoints: Checkpoints,
     lock: Workdir | None,
+    trace: Trace,
 ) -> int:
     """The steps after `start`, two of them in flight.
 
@@ -130,6 +159,7 @@ def train(
     cfg, num_steps = experiment.cfg, experiment.num_steps
     with jax.transfer_guard("disallow"):
         for step in range(start + 1, num_steps + 1):
+            trace.before(step)
             asked_at = time.monotonic()
             rows = next(stream)
             data_seconds = time.monotonic() - asked_at
@@ -138,6 +168,7 @@ def train(
                 experiment.mesh,
             )
             state, metrics = experiment.train_step(state, batch)
+            trace.after(step, metrics)
             report.note(step, metrics, rows, data_seconds)
             is_last = step == num_steps or checkpoints.reached_preemption(step)
             if step == num_steps or step % cfg.log.pictures_every_steps == 0:

@@ -44,21 +44,25 @@ def predict_region_b(
     return personmae.predict(cfg, params, encoded, batch["geometry"], dtype=dtype)
 
 
-def make_loss_fn(cfg: Config, dtype: DTypeLike) -> Callable:
+def make_loss_fn(
+    cfg: Config, dtype: DTypeLike, gather: Callable[[PyTree], PyTree] = lambda x: x
+) -> Callable:
     """Returns loss(params, teacher_params, centre, feature_weight, batch).
 
-    The batch is that of `predict_region_b` and `region_b` (uint8, b height width 3).
-    The loss returns (scalar, (metrics, mean of the teacher's features per channel)).
+    The batch is that of `predict_region_b` and `region_b` (uint8, b height width 3);
+    `gather` makes parameters whole that are split over devices. The loss returns
+    (scalar, (metrics, mean of the teacher's features per channel)).
     """
 
     def loss_fn(params, teacher_params, centre, feature_weight, batch: Batch):
-        predicted = predict_region_b(cfg, params, batch, dtype)
+        predicted = predict_region_b(cfg, gather(params), batch, dtype)
         patches_b = losses.normalised_patches(batch["region_b"], cfg)
         pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
         metrics = {"pixel_loss": pixel}
         total, features_mean = cfg.loss.pixel_weight * pixel, centre
         if "features" in predicted:
-            features = personmae.encode(cfg, teacher_params, patches_b, dtype=dtype)
+            teacher = gather(teacher_params)
+            features = personmae.encode(cfg, teacher, patches_b, dtype=dtype)
             features = jax.lax.stop_gradient(features.blocks[-1][:, 1:])
             target = losses.feature_target(
                 features, None if cfg.loss.centre_momentum is None else centre
@@ -84,9 +88,10 @@ def make_train_step(
     ema_decay: Schedule,
     feature_weight: Schedule,
     dtype: DTypeLike,
+    gather: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the pure (state, batch) -> (state, metrics); experiment.py jits it."""
-    loss_fn = make_loss_fn(cfg, dtype)
+    loss_fn = make_loss_fn(cfg, dtype, gather)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         weight = feature_weight(state.step)

@@ -26,9 +26,12 @@ FREE_FIELDS = (
     "config.data.num_workers",
     "config.data.max_bad_fraction",
     "config.train.accumulate",
+    "config.train.remat",
+    "config.mesh.",
     "config.checkpoint.",
     "config.log.",
     "config.export.",
+    "config.profile.",
 )
 
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most

@@ -169,3 +169,20 @@ def test_the_size_of_a_predictor_that_is_off_does_not_matter():
     cfg = synthetic()
     cfg.loss.feature_weight, cfg.feature_predictor.width = 0.0, 6
     check(cfg)
+
+
+@pytest.mark.parametrize("sizes", [(-1, 3), (-1, 16), (4, 1), (8, 2), (0, 8)])
+def test_a_mesh_of_other_than_all_devices_is_refused_with_one_that_fits(sizes):
+    data, fsdp = sizes
+    text = problems(8, mesh__data=data, mesh__fsdp=fsdp)
+    assert text.startswith(f"config.mesh: data={data} x fsdp={fsdp} do not make the 8")
+    fits = synthetic()
+    fits.mesh.fsdp = int(text.rpartition("=")[2])
+    check(fits, 8)
+
+
+@pytest.mark.parametrize("sizes", [(-1, 1), (-1, 4), (2, 4), (1, 8), (8, 1)])
+def test_a_mesh_of_all_devices_passes(sizes):
+    cfg = synthetic()
+    cfg.mesh.data, cfg.mesh.fsdp = sizes
+    check(cfg, 8)

@@ -14,13 +14,14 @@ from personmae_jax.errors import ConfigError
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 LOOP = """
+import ast
 import sys
 from etils import epath
 import jax
 from personmae_jax import distributed
 from personmae_jax.checkpoint import Checkpoints
 
-distributed.initialize()
+distributed.initialize(*ast.literal_eval(sys.argv[2]))
 mesh = jax.make_mesh((jax.device_count(),), ("data",))
 everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 state = {"x": jax.jit(lambda: jax.numpy.zeros(3), out_shardings=everywhere)()}
@@ -79,7 +80,7 @@ def wait_until_ready(process: subprocess.Popen) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_and_the_first_ctrl_c_save_at_a_step_and_exit_75(tmp_path, number):
-    with start(LOOP, tmp_path) as process:
+    with start(LOOP, tmp_path, ()) as process:
         wait_until_ready(process)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
@@ -101,7 +102,7 @@ def test_the_second_ctrl_c_leaves_at_once_whatever_the_main_thread_does():
 
 @pytest.mark.slow
 def test_two_runs_at_once_use_ports_of_their_own(tmp_path):
-    with start(LOOP, tmp_path / "a") as a, start(LOOP, tmp_path / "b") as b:
+    with start(LOOP, tmp_path / "a", ()) as a, start(LOOP, tmp_path / "b", ()) as b:
         assert wait_until_ready(a) != wait_until_ready(b)
         a.send_signal(signal.SIGTERM)
         assert a.wait(timeout=60) == 75
@@ -112,13 +113,10 @@ def test_two_runs_at_once_use_ports_of_their_own(tmp_path):
 
 @pytest.mark.slow
 def test_a_sigterm_to_one_of_two_hosts_stops_both_at_the_same_step(tmp_path):
-    cluster = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "JAX_NUM_PROCESSES": 2,
-    }
+    address = f"127.0.0.1:{free_port()}"
     with (
-        start(LOOP, tmp_path, **cluster, JAX_PROCESS_ID=0) as first,
-        start(LOOP, tmp_path, **cluster, JAX_PROCESS_ID=1) as second,
+        start(LOOP, tmp_path, (address, 2, 0)) as first,
+        start(LOOP, tmp_path, (address, 2, 1)) as second,
     ):
         wait_until_ready(first)
         wait_until_ready(second)
@@ -137,14 +135,17 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "variables", [{"JAX_COORDINATOR_ADDRESS": "a:1"}, {"JAX_PROCESS_ID": "one"}]
+    "given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None), (None, None, 0)]
 )
-def test_half_a_description_of_the_cluster_is_refused(monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
-    with pytest.raises(ConfigError, match="JAX_PROCESS_ID do not make a cluster"):
-        distributed.initialize()
+def test_half_a_description_of_the_cluster_is_refused(given):
+    with pytest.raises(ConfigError, match="make no cluster; give all three, or none"):
+        distributed.initialize(*given)
+
+
+@pytest.mark.parametrize("process_id", [-1, 2])
+def test_a_process_that_is_not_among_them_is_refused(process_id):
+    with pytest.raises(ConfigError, match=r"is not in 0 \.\. 1"):
+        distributed.initialize("a:1", 2, process_id)
 
 
 def test_a_reserved_port_is_given_to_no_other_run(monkeypatch):

@@ -13,7 +13,7 @@ from tiny import tiny_batch, tiny_config
 from personmae_jax import experiment, sharding
 from personmae_jax.config import Config
 from personmae_jax.errors import ConfigError
-from personmae_jax.train_step import make_train_step
+from personmae_jax.train_step import make_loss_fn, make_train_step
 
 METRICS = {
     *("loss", "pixel_loss", "feature_loss", "feature_weight", "lr", "ema_decay"),
@@ -31,8 +31,9 @@ def config(**train) -> Config:
 
 
 def build(num_devices=8, cfg=None) -> experiment.Experiment:
-    mesh = sharding.make_mesh(jax.devices()[:num_devices])
-    return experiment.build(cfg or config(), mesh, NUM_STEPS)
+    cfg = cfg or config()
+    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:num_devices])
+    return experiment.build(cfg, mesh, NUM_STEPS)
 
 
 def batch_of(run, seed=0):
@@ -97,6 +98,72 @@ def test_micro_batches_give_the_same_step_and_devices_exchange_sums_alone(eight_
     assert_same_step(eight_step, step(halves.init_state(), batch_of(halves)))
     exchanges = r" (all-\w+|collective-\w+|reduce-scatter|ragged-\w+)\("
     assert set(re.findall(exchanges, step.as_text())) == {"all-reduce"}
+
+
+@pytest.fixture(scope="module", params=[2, 4, 8])
+def split(request):
+    """Parameters split over so many of the eight devices; small ones too."""
+    cfg = config()
+    cfg.mesh.fsdp = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "_MIN_SPLIT", 64)
+        run = build(cfg=cfg)
+        lowered = run.train_step.lower(run.abstract_state, run.abstract_batch)
+        return run, lowered.compile(), jax.device_get(run.init_state())
+
+
+def test_split_over_devices_the_step_is_the_same(eight, eight_step, split):
+    run, step, initial = split
+    jax.tree.map(np.testing.assert_array_equal, initial, eight.init_state())
+    assert_same_step(eight_step, step(run.init_state(), batch_of(run)))
+
+
+def test_split_over_devices_each_keeps_its_part_of_every_matrix(split):
+    run, step, _ = split
+    fsdp = run.cfg.mesh.fsdp
+    state, _ = step(run.init_state(), batch_of(run))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        part = leaf.addressable_shards[0].data.size
+        is_split = leaf.size >= 64 and any(n % fsdp == 0 for n in leaf.shape)
+        assert part * (fsdp if is_split else 1) == leaf.size, path
+    whole = sum(x.nbytes for x in jax.tree.leaves(state))
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    assert held < whole / fsdp + 0.1 * whole  # small biases and norms stay whole
+
+
+def test_split_over_devices_parameters_travel_and_rows_do_not(split):
+    """Whatever is gathered has the size of parameters; activations stay at home."""
+    run, step, _ = split
+    sizes = {tuple(x.shape) for x in jax.tree.leaves(run.abstract_state.params)}
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", step.as_text())
+    assert gathered
+    for text in gathered:
+        shape = tuple(int(n) for n in text.split(","))
+        assert shape in sizes, shape
+
+
+def test_computing_blocks_again_changes_no_number_and_saves_memory(one):
+    again = build(1, config(remat="block"))
+    assert_same_step(
+        one.train_step(one.init_state(), batch_of(one)),
+        again.train_step(again.init_state(), batch_of(again)),
+    )
+
+    def kept(run) -> int:
+        """Elements that the backward pass keeps of the forward pass."""
+
+        def forward(state, batch):
+            def loss(params):
+                return make_loss_fn(run.cfg, jnp.float32)(
+                    params, state.teacher_params, state.target_mean, 1.0, batch
+                )[0]
+
+            return jax.vjp(loss, state.params)[1]
+
+        residuals = jax.eval_shape(forward, run.abstract_state, run.abstract_batch)
+        return sum(x.size for x in jax.tree.leaves(residuals))
+
+    assert kept(again) < 0.7 * kept(one)
 
 
 def test_the_teacher_starts_as_the_student(eight):

@@ -12,6 +12,7 @@ from personmae_jax import sharding, train_loop
 from personmae_jax.checkpoint import Checkpoints
 from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import open_records
+from personmae_jax.profiling import Trace
 from personmae_jax.report import Report
 
 _NUM_STEPS = 5
@@ -52,7 +53,7 @@ def events(monkeypatch):
 
     cfg = tiny_config()
     experiment = dataclasses.replace(
-        experiments.build(cfg, sharding.make_mesh(), 750),
+        experiments.build(cfg, sharding.make_mesh(cfg.mesh), 750),
         train_step=noted_step,
     )
     records = open_records(cfg.data)
@@ -61,7 +62,16 @@ def events(monkeypatch):
     monkeypatch.setattr(sharding, "to_devices", noted_put)
     monkeypatch.setattr(jax, "block_until_ready", noted_wait)
     with Report(experiment, None, records, batches, 0) as report:
-        train_loop.train(experiment, state, 0, stream, report, _NoCheckpoints(), None)
+        train_loop.train(
+            experiment,
+            state,
+            0,
+            stream,
+            report,
+            _NoCheckpoints(),
+            None,
+            Trace(cfg.profile, None),
+        )
     stream.close()
     return events
 
