@@ -18,17 +18,21 @@ data.synthetic_person data.synthetic_body data.synthetic_scene
 data.synthetic_occluders data.synthetic
 data.safe_pickle data.listing data.records data.bad_records data.pipeline
 reid.layouts reid.datasets reid.retrieval reid.reranking
-models.posembed models.layers models.encoder models.predictor models.personmae
-losses optim sharding state train_step
-metrics progress pictures
-data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources data.keep_list
-data.prepare_plan data.prepare_checks data.prepare_shard data.prepare_summary
-data.prepare_pool data.prepare_check data.prepare_beam data.prepare
+sharding
+models.posembed models.attention models.layers models.encoder models.predictor
+models.personmae
+losses optim state train_step
+metrics progress pictures profiling
+data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources
+data.keep_list data.prepare_plan data.prepare_checks data.prepare_shard
+data.prepare_summary data.prepare_pool data.prepare_check data.prepare_beam
+data.prepare
 workdir distributed checkpoint
 torch_read torch_layouts torch_recognise torch_weights torch_import
 torch_vit verification model_card export
 experiment
 report train_loop
+chips model_flops hlo_text hlo_costs preflight preflight_text
 __init__
 """.split()
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,55 @@
+"""Says what a run would need and cost on TPUs that are not here.
+
+Example: python launch/preflight.py --config=configs/vitb.py --topology=v5e:4x4
+
+It compiles the very step of launch/pretrain.py with libtpu, which takes minutes, and
+asks for no data and no TPU. Exit codes: 0 reported, 1 failed, 2 wrong settings.
+"""
+
+import json
+
+import command_line
+from absl import flags
+
+from personmae_jax.errors import ConfigError
+
+_CONFIG = command_line.define_config()
+flags.declare_key_flag("config")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chip and shape: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16 ..."
+)
+_DEVICE = flags.DEFINE_enum(
+    "device", None, ["here"], "Instead of --topology: run a few steps on what is here."
+)
+_NUM_RECORDS = flags.DEFINE_integer(
+    "num_records", None, "Images of the data set; LUPerson's 4,180,243 if absent.", 1
+)
+_DUMP_HLO = flags.DEFINE_string("dump-hlo", None, "A file for the compiled text.")
+_JSON = flags.DEFINE_bool("json", False, "Print the report as JSON, on the last line.")
+
+
+def main() -> None:
+    cfg, topology = _CONFIG(), _TOPOLOGY.value
+    if (topology is None) == (_DEVICE.value is None):
+        raise ConfigError(
+            "give either --topology=v5e:4x4 or the like, or --device=here"
+        )
+
+    from personmae_jax import preflight
+    from personmae_jax.preflight_text import describe
+
+    options = {
+        "num_records": _NUM_RECORDS.value or preflight.LUPERSON,
+        "dump_hlo": _DUMP_HLO.value,
+    }
+    if topology is None:
+        report = preflight.measure(cfg, **options)
+    else:
+        report = preflight.estimate(cfg, topology, **options)
+    print(describe(report))
+    if _JSON.value:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

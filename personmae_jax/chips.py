@@ -1,0 +1,115 @@
+"""TPU chips, what they can do, and devices to compile for where there are none."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from personmae_jax.errors import ConfigError, RunError, first_line
+
+_GIB = 2**30
+_MOST = 8960  # chips of the largest pod, v5p's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Of one chip, all its cores together.
+
+    Sources: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e for `peak_flops` and
+    `hbm_bandwidth`. They tell no clock: it is that peak over the FLOPs of one cycle
+    (2 for every cell of the matrix units: 8 of 128 x 128 in v4 and v5p, 4 in v5e; v6e
+    makes 524,288), rounded. For `hbm_bytes`, which they round, what libtpu 0.0.52
+    calls available where it refuses a program.
+
+    Attributes:
+      name: As topologies have it, e.g. "v5e".
+      kinds: What jax calls it, `Device.device_kind`.
+      clock: Cycles a second.
+      peak_flops: Multiplications and additions in bfloat16 a second.
+      hbm_bytes: Memory that one program may use.
+      hbm_bandwidth: Bytes a second.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    clock: float
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+
+
+CHIPS = {
+    name: Chip(
+        name=name,
+        kinds=kinds,
+        clock=clock,
+        peak_flops=peak_flops,
+        hbm_bytes=int(hbm_gib * _GIB),
+        hbm_bandwidth=hbm_bandwidth,
+    )
+    for name, kinds, clock, peak_flops, hbm_gib, hbm_bandwidth in (
+        ("v4", ("TPU v4",), 1.05e9, 275e12, 30.75, 1200e9),
+        ("v5e", ("TPU v5 lite", "TPU v5e"), 1.5e9, 197e12, 15.75, 819e9),
+        ("v5p", ("TPU v5", "TPU v5p"), 1.75e9, 459e12, 95.73, 2765e9),
+        ("v6e", ("TPU v6 lite", "TPU v6e"), 1.75e9, 918e12, 31.24, 1638e9),
+    )
+}
+
+
+def absent_devices(topology: str) -> tuple[Chip, list[Any]]:
+    """Returns chips to compile for, one device each, without any.
+
+    jax sees no other devices afterwards than these and the CPU's.
+
+    Args:
+      topology: Chip and shape, e.g. "v5e:4x4".
+
+    Raises:
+      ConfigError: There is no such topology.
+      RunError: libtpu is not installed.
+    """
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise ConfigError(
+            f"--topology={topology} is none: it is one of {', '.join(CHIPS)} and a "
+            "shape in chips, e.g. v5e:4x4 or v4:2x2x4"
+        )
+    num_chips = math.prod(map(int, shape.split("x")))
+    if num_chips > _MOST:
+        raise ConfigError(
+            f"--topology={topology} has {num_chips:,} chips; no pod has more than "
+            f"{_MOST:,}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise RunError(
+            "compiling for TPU needs libtpu, which is not installed: "
+            "pip install libtpu==0.0.52"
+        )
+    # Of this process alone: libtpu shall ask no cloud where it runs, keep no log, take
+    # no lock (it touches no chip), and not warn that it finds none.
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    jax.config.update("jax_platforms", "cpu")
+    # A v4 chip would be two devices, but Cloud TPU makes it one.
+    options = {"chip_config_name": "megacore"} if name == "v4" else {}
+    try:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        ).devices
+    except jax.errors.JaxRuntimeError as e:
+        raise ConfigError(
+            f"--topology={topology} is refused by libtpu ({first_line(e)}); shapes "
+            "that exist: cloud.google.com/tpu/docs"
+        ) from e
+    return CHIPS[name], devices

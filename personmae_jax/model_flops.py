@@ -1,0 +1,72 @@
+"""FLOPs that the method needs for one image, whatever the program makes of them."""
+
+from personmae_jax.config import Config, PredictorConfig, predictor_size
+
+_TRAINED = 3  # the forward pass once, the backward pass twice
+
+
+def model_flops_per_image(cfg: Config) -> int:
+    """Returns the FLOPs of one image in one training step.
+
+    Counted are matrix products alone, each multiply-add as two: the student's encoder
+    on the visible patches and both predictors, forward once and backward twice, and
+    the teacher's encoder on all patches, forward once. What a program computes again,
+    pads or masks away does not count.
+    """
+    visible = cfg.num_patches - cfg.num_hidden
+    flops = _TRAINED * _encoder(cfg, visible)
+    outputs = 3 * cfg.encoder.patch_size**2
+    flops += _TRAINED * _predictor(cfg, cfg.pixel_predictor, visible, outputs)
+    if cfg.loss.feature_weight:
+        outputs = cfg.encoder.width
+        flops += _TRAINED * _predictor(cfg, cfg.feature_predictor, visible, outputs)
+        flops += _encoder(cfg, cfg.num_patches)
+    return flops
+
+
+def _encoder(cfg: Config, num_patches: int) -> int:
+    width, tokens = cfg.encoder.width, 1 + num_patches
+    block = (
+        _dense(tokens, width, 3 * width)
+        + _attention(tokens, tokens, width)
+        + _dense(tokens, width, width)
+        + 2 * _dense(tokens, width, cfg.encoder.mlp_ratio * width)
+    )
+    patch_embed = _dense(num_patches, 3 * cfg.encoder.patch_size**2, width)
+    return patch_embed + cfg.encoder.depth * block
+
+
+def _predictor(
+    cfg: Config, predictor: PredictorConfig, num_visible: int, outputs: int
+) -> int:
+    width, _ = predictor_size(cfg, predictor)
+    queries, part = cfg.num_patches, 1 + num_visible
+    memory = part * len(predictor.memory_blocks)
+    block = (
+        _dense(queries, width, width)  # q
+        + _dense(memory, width, 2 * width)  # k and v
+        + _attention(queries, memory, width)
+        + _dense(queries, width, width)
+        + 2 * _dense(queries, width, 4 * width)
+    )
+    if predictor.use_self_attention:
+        block += (
+            _dense(queries, width, 3 * width)
+            + _attention(queries, queries, width)
+            + _dense(queries, width, width)
+        )
+    return (
+        _dense(1, 2, width)  # of the size ratio
+        + _dense(memory, cfg.encoder.width, width)
+        + predictor.depth * block
+        + _dense(queries, width, outputs)
+    )
+
+
+def _dense(tokens: int, inputs: int, outputs: int) -> int:
+    return 2 * tokens * inputs * outputs
+
+
+def _attention(queries: int, keys: int, width: int) -> int:
+    """Scores, and the values they weigh."""
+    return 2 * (2 * queries * keys * width)
