@@ -45,6 +45,7 @@ def main() -> None:
     from personmae_jax import sharding, train_loop
     from personmae_jax.data.pipeline import PretrainBatches
     from personmae_jax.data.records import open_records
+    from personmae_jax.profiling import Trace
     from personmae_jax.report import Report
 
     waited = 0.0
@@ -59,7 +60,7 @@ def main() -> None:
 
     cfg = _CONFIG()
     cfg.log.every_steps = 1  # more than a run reports
-    experiment = experiments.build(cfg, sharding.make_mesh(), 1000 * _STEPS)
+    experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), 1000 * _STEPS)
     records = open_records(cfg.data)
     batches = PretrainBatches(records, cfg)
     pause, state = _Pause(), experiment.init_state()
@@ -74,7 +75,14 @@ def main() -> None:
             waited, start = 0.0, time.perf_counter()
             jax.block_until_ready = wait_and_count
             train_loop.train(
-                experiment, state, number * _STEPS, stream, report, pause, None
+                experiment,
+                state,
+                number * _STEPS,
+                stream,
+                report,
+                pause,
+                None,
+                Trace(cfg.profile, None),
             )
             jax.block_until_ready = wait
             seconds = time.perf_counter() - start

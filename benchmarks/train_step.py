@@ -1,54 +1,81 @@
-"""Images/s of the bare train step on this machine, the batch already on the device.
+"""Images/s of the bare train step here, beside the same step in plain PyTorch.
 
 Command: python benchmarks/train_step.py --config=configs/quickstart.py
-Prints the median of 20 steps after 3 that do not count.
+In one run and in turn; prints medians, and their ratio where torch is installed.
 """
 
+import importlib.util
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "launch"))
 
 import command_line  # launch/ puts the repository on the path
+import numpy as np
 
 _CONFIG = command_line.define_config()
-_NUM_WARM, _NUM_TIMED = 3, 20
+_ROUNDS, _STEPS = 8, 3  # a first round of each does not count
 
 
 def main() -> None:
     import jax
-    import numpy as np
 
     from personmae_jax import experiment as experiments
     from personmae_jax import sharding
 
     cfg = _CONFIG()
-    experiment = experiments.build(cfg, sharding.make_mesh(), cfg.train.steps or 1000)
-    rng = np.random.default_rng(0)
-    shapes = experiment.abstract_batch
-    rows = {
-        name: rng.integers(0, 256, shapes[name].shape).astype(np.uint8)
-        for name in ("region_a", "region_b")
-    }
-    patches = np.tile(np.arange(cfg.num_patches), (cfg.train.batch_size, 1))
-    visible = rng.permuted(patches, axis=1)[:, cfg.num_hidden :]
-    rows["visible"] = np.sort(visible, axis=1).astype(np.int32)
-    rows["geometry"] = np.tile(np.float32([0.3, 0.2, 1.1, 0.9]), (len(visible), 1))
+    experiment = experiments.build(
+        cfg, sharding.make_mesh(cfg.mesh), cfg.train.steps or 1000
+    )
+    rows = _make_batch(cfg)
     batch = sharding.to_devices(rows, experiment.mesh)
-    state, seconds = experiment.init_state(), []
-    for _ in range(_NUM_WARM + _NUM_TIMED):
-        start = time.perf_counter()
+    state = experiment.init_state()
+
+    def jax_step() -> None:
+        nonlocal state
         state, metrics = experiment.train_step(state, batch)
         jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[_NUM_WARM:])
-    print(
-        f"{cfg.train.batch_size / median:,.1f} images/s "
-        f"({median * 1e3:,.1f} ms a step of {cfg.train.batch_size} images, "
-        f"{experiment.mesh.size} {jax.devices()[0].device_kind})"
-    )
+
+    steps: dict[str, Callable[[], object]] = {"personmae_jax": jax_step}
+    if importlib.util.find_spec("torch"):
+        import torch_step
+
+        in_torch = torch_step.make_step(cfg)
+        steps["PyTorch"] = lambda: in_torch(rows)
+    seconds = {name: [] for name in steps}
+    for number in range(_ROUNDS + 1):
+        for name, step in steps.items():
+            for _ in range(_STEPS):
+                start = time.perf_counter()
+                step()
+                if number:
+                    seconds[name].append(time.perf_counter() - start)
+    rates = {n: cfg.train.batch_size / statistics.median(s) for n, s in seconds.items()}
+    devices = f"{experiment.mesh.size} {jax.devices()[0].device_kind}"
+    for name, rate in rates.items():
+        print(f"{name}: {rate:,.1f} images/s, {cfg.train.batch_size} a step, {devices}")
+    if len(rates) == 2:
+        ours, theirs = rates.values()
+        print(f"ratio: {ours / theirs:.2f}")
+
+
+def _make_batch(cfg) -> dict[str, np.ndarray]:
+    """Noise of the shapes of a batch; the boxes do not matter to the clock."""
+    rng = np.random.default_rng(0)
+    b, data = cfg.train.batch_size, cfg.data
+    shape = (2, b, data.height, data.width, 3)
+    region_a, region_b = rng.integers(0, 256, shape, np.uint8)
+    patches = np.tile(np.arange(cfg.num_patches), (b, 1))
+    visible = rng.permuted(patches, axis=1)[:, cfg.num_hidden :]
+    return {
+        "region_a": region_a,
+        "region_b": region_b,
+        "visible": np.sort(visible, axis=1).astype(np.int32),
+        "geometry": np.tile(np.float32([0.3, 0.2, 1.1, 0.9]), (b, 1)),
+    }
 
 
 if __name__ == "__main__":
