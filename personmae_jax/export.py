@@ -65,6 +65,8 @@ def export(
     _check_layout(layout)
     target = _check_target(out, "--out", LAYOUTS[layout].suffixes)
     if reference is not None:
+        if target in pathlib.Path(reference).expanduser().absolute().parents:
+            raise ConfigError(f"--reference={reference} lies in --out; name it outside")
         reference = _check_target(reference, "--reference", (".npz",))
     cfg = read_config(workdir)
     grid = cfg.grid if grid is None else grid
@@ -77,9 +79,7 @@ def export(
     examples = make_examples(cfg, params, grid, tensors["pos_embed"])
     meta = describe_export(cfg, grid, weights, step, about)
     try:
-        check = _write(target, layout, cfg, tensors, meta, examples)
-        if reference is not None:
-            np.savez(reference, **examples._asdict())
+        check = _write(target, layout, cfg, tensors, meta, examples, reference)
     except OSError as e:
         raise RunError(f"{target} could not be written ({first_line(e)})") from e
     told = instructions(str(target), layout, meta)
@@ -93,8 +93,9 @@ def _write(
     tensors: dict[str, np.ndarray],
     meta: dict[str, Any],
     examples: Examples,
+    reference: pathlib.Path | None,
 ) -> str:
-    """Writes file and card once they are verified; returns the word on that."""
+    """Writes all files once the first is verified; returns the word on that."""
     chosen = LAYOUTS[layout]
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         file = pathlib.Path(folder) / target.name
@@ -103,12 +104,26 @@ def _write(
             check = verify(chosen, file, cfg, examples)
         else:
             check = verify_without_torch(chosen, file, tensors)
+        if reference is not None:
+            _write_reference(reference, examples)
         card = model_card(str(target), layout, meta, check, _sha256(file))
         _card_of(file).write_text(card, encoding="utf-8")
         if file.is_file():
             _card_of(file).replace(_card_of(target))
         file.replace(target)
     return check
+
+
+def _write_reference(reference: pathlib.Path, examples: Examples) -> None:
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=".export-", dir=reference.parent
+        ) as folder:
+            file = pathlib.Path(folder) / reference.name
+            np.savez(file, **examples._asdict())
+            file.replace(reference)
+    except OSError as e:
+        raise RunError(f"{reference} could not be written ({first_line(e)})") from e
 
 
 def encoder_tensors(

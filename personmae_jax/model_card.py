@@ -179,12 +179,13 @@ Success: no line `shape do not match`."""
 
 
 def _hap(file: str, meta: Meta) -> str | None:
-    if _names(meta) is None:
+    names = _names(meta)
+    if names is None or names.mae is None:  # HAP has MAE's models
         return None
     size = tuple(meta["grid"])
     also = f"MODEL.CHECKPOINT_POS_EMBED_SIZE: {size}"
     return f"""\
-    --resume {file}
+    --model {names.mae} --resume {file}
 
 {"" if size == (16, 8) else f"Set `{also}` in its YAML file. "}\
 Success: the log names no `unexpected_keys`, and as `missing_keys` only the head's."""
@@ -214,7 +215,7 @@ def _oml(file: str, meta: Meta) -> str | None:
     names = _names(meta)
     if names is None or names.oml is None:
         return None
-    if not _is_square(meta):
+    if meta["grid"] != [14, 14]:
         return _no_square("OML")
     return f"""\
     ViTExtractor(weights={file!r}, arch={names.oml!r}, normalise_features=False)

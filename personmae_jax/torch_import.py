@@ -266,7 +266,7 @@ def _own_meta(opened: torch_read.Opened) -> dict[str, Any]:
 
 def _meta_grid(meta: dict[str, Any], name: str) -> Grid | None:
     match meta.get(name):
-        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+        case [int(rows), int(columns)] if 0 < rows < 1000 and 0 < columns < 1000:
             return rows, columns
     return None
 

@@ -8,6 +8,7 @@ Layouts:
   huggingface: a folder for `transformers.ViTModel.from_pretrained`.
 """
 
+import io
 import json
 import pathlib
 import re
@@ -125,8 +126,10 @@ def _save_torch(path: pathlib.Path, content: dict[str, Any]) -> None:
             return {key: convert(inner) for key, inner in value.items()}
         return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
-    with path.open("wb") as file:  # a path would be written into the file
-        torch.save(convert(content), file)
+    # In memory first: a full disk is then an OSError, and the path is not in the file.
+    buffer = io.BytesIO()
+    torch.save(convert(content), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _load_torch(path: pathlib.Path, key: str | None) -> Tensors:
@@ -144,11 +147,12 @@ def _load_torch(path: pathlib.Path, key: str | None) -> Tensors:
 
 
 def _save_safetensors(path: pathlib.Path, tensors: Tensors, meta: Meta) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
     # Files without a `format` are refused by transformers 4.
-    save_file(tensors, path, metadata=text | {"format": "pt"})
+    # `save_file` would make a file for nobody but its owner.
+    path.write_bytes(save(tensors, metadata=text | {"format": "pt"}))
 
 
 def _load_safetensors(path: pathlib.Path) -> Tensors:

@@ -91,6 +91,8 @@ def open_file(path: os.PathLike[str] | str) -> Opened:
     try:
         with file.open("rb") as f:
             head = f.read(16)
+    except FileNotFoundError as e:
+        raise ConfigError(f"{_name(path)}: there is no such file") from e
     except OSError as e:
         raise ConfigError(f"{_name(path)} cannot be read ({first_line(e)})") from e
     if head[8:9] == b"{":
@@ -113,12 +115,10 @@ def _find(path: str) -> Path:
             f"{_name(path)} is not a local file; copy it to a disk of every host"
         )
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):  # Path's own raises where a folder may not be entered
         inside = file / "model.safetensors"  # as Hugging Face names it
         example = inside if inside.is_file() else file / "FILE.pth"
         raise ConfigError(f"{_name(path)} is a folder; name a file, e.g. {example}")
-    if not file.exists():
-        raise ConfigError(f"{_name(path)}: there is no such file")
     return file
 
 

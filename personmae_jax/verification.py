@@ -53,7 +53,8 @@ def make_examples(
     images = _images(cfg)
     with jax.default_matmul_precision("highest"):
         patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
-        tokens = personmae.encode(cfg, params, patches).tokens
+        arrays = jax.tree.map(jnp.asarray, params)
+        tokens = personmae.encode(cfg, arrays, patches).tokens
     return Examples(images, np.array(tokens))
 
 

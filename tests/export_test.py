@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 
@@ -140,7 +141,9 @@ def test_the_reference_holds_inputs_and_the_answers_of_jax(workdir, encoders, tm
     assert images.dtype == tokens.dtype == np.float32
     with jax.default_matmul_precision("highest"):
         expected = personmae.encode(
-            exported.small_config(), encoders[20][0], patchify(jnp.asarray(images), 4)
+            exported.small_config(),
+            jax.tree.map(jnp.asarray, encoders[20][0]),
+            patchify(jnp.asarray(images), 4),
         )
     np.testing.assert_allclose(tokens, expected.tokens, rtol=0, atol=1e-5)
 
@@ -161,6 +164,38 @@ def test_what_pytorch_disputes_is_not_written(workdir, tmp_path, monkeypatch):
         export(workdir, old, reference=tmp_path / "reference.npz")
     assert left_in(tmp_path) == {"vit.pth"}
     assert old.read_bytes() == b"older"
+
+
+@needs_torch
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_full_disk_is_said_and_leaves_nothing(workdir, tmp_path, layout):
+    suffix = "".join(LAYOUTS[layout].suffixes[:1])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+    try:
+        with pytest.raises(RunError, match="vit.* could not be written .*too large"):
+            export(workdir, tmp_path / f"vit{suffix}", layout=layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert left_in(tmp_path) == set()
+
+
+def test_a_reference_that_cannot_be_written_leaves_nothing(
+    workdir, tmp_path, monkeypatch
+):
+    def full(file, **_):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(RunError, match="a.npz could not be written .*No space left"):
+        export(
+            workdir,
+            tmp_path / "vit.safetensors",
+            layout="safetensors",
+            reference=tmp_path / "a.npz",
+        )
+    assert left_in(tmp_path) == set()
 
 
 @needs_torch

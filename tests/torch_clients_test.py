@@ -172,15 +172,31 @@ def test_a_transreid_ssl_loader_loads_all_150_layers(file, codebase, grid):
     )
 
 
+VITS = {  # meta of a ViT-S
+    **{"width": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4},
+    **{"patch_size": 16, "grid": [16, 8], "image_size": [256, 128]},
+    **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+}
+VITB = VITS | {"width": 768, "num_heads": 12}
+
+
 @pytest.mark.parametrize("codebase", HEADS)
 def test_the_recipe_quotes_what_success_looks_like(codebase):
-    meta = {
-        **{"width": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4},
-        **{"patch_size": 16, "grid": [16, 8], "image_size": [256, 128]},
-        **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-    }
-    told = model_card.instructions("vits.pth", "mae", meta)
+    told = model_card.instructions("vits.pth", "mae", VITS)
     assert f"`{HEADS[codebase][1]}`" in told
+
+
+def test_hap_is_told_for_the_models_that_it_has():
+    told = model_card.instructions("vitb.pth", "mae", VITB)
+    assert "--model vit_base_patch16 --resume vitb.pth" in told
+    assert "HAP" not in model_card.instructions("vits.pth", "mae", VITS)
+
+
+@pytest.mark.parametrize("grid", [[16, 8], [16, 16], [14, 14]])
+def test_oml_is_told_for_the_one_grid_that_it_opens(grid):
+    told = model_card.instructions("vits.pth", "flat", VITS | {"grid": grid})
+    assert ("ViTExtractor(" in told) == (grid == [14, 14])
+    assert ("--grid=14x14" in told) == (grid != [14, 14])
 
 
 def test_a_square_export_serves_loaders_that_expect_a_square(workdir):

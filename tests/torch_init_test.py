@@ -38,7 +38,7 @@ def imported(tmp_path_factory):
     tensors["pos_embed"] = torch_files.learned_table(cfg, 8)
     file = tmp_path_factory.mktemp("file") / "f.pth"
     cfg.init.torch_weights = str(save_torch(file, tensors))
-    mesh = sharding.make_mesh(jax.devices()[:2])
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
     return experiment.build(cfg, mesh, num_steps=1500), read_encoder(cfg).params
 
 

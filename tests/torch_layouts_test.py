@@ -50,6 +50,14 @@ def assert_plain(tensors) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_may_be_read_by_whoever_may_read_new_files(case, tmp_path, layout):
+    path = case.write(tmp_path, layout)
+    (tmp_path / "new").touch()
+    for file in [path] if path.is_file() else path.iterdir():
+        assert file.stat().st_mode == (tmp_path / "new").stat().st_mode, file.name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_read_back_is_what_was_written(case, tmp_path, layout):
     back = LAYOUTS[layout].read(case.write(tmp_path, layout))
     assert back.keys() == case.tensors.keys()

@@ -1,5 +1,6 @@
 """Positions and input statistics of imported encoders, checked against PyTorch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def our_tokens(cfg: Config, params, images: np.ndarray) -> np.ndarray:
     patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
     mean, std = (np.tile(x, 16) for x in (cfg.data.mean, cfg.data.std))
     patches = (patches - mean[None, None]) / std[None, None]
-    return np.asarray(personmae.encode(cfg, params, patches).tokens)
+    arrays = jax.tree.map(jnp.asarray, params)
+    return np.asarray(personmae.encode(cfg, arrays, patches).tokens)
 
 
 def their_tokens(cfg: Config, tensors, images, mean, std) -> np.ndarray:

@@ -223,10 +223,18 @@ def test_missing_files_folders_and_buckets_are_refused(tmp_path):
     assert refusal(tmp_path).endswith(f"e.g. {tmp_path / 'model.safetensors'}")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path):
-    (tmp_path / "f.pth").touch(mode=0)
-    assert "Permission denied" in refusal(tmp_path / "f.pth")
+@pytest.mark.parametrize("place", ["stat", "open"])
+def test_a_file_or_folder_that_may_not_be_read_is_refused(place, tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "f.pth").write_bytes(b"PK")
+    if place == "stat":
+        monkeypatch.setattr(os, "stat", denied)
+    monkeypatch.setattr(pathlib.Path, "open", denied)
+    assert "cannot be read ([Errno 13] Permission denied)" in refusal(
+        tmp_path / "f.pth"
+    )
 
 
 def test_without_torch_a_sentence_says_how_to_install_it(tmp_path, monkeypatch):
