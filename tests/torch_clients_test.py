@@ -51,7 +51,7 @@ def folder(workdir):
 
 
 transformers_or_skip = partial(
-    pytest.importorskip, "transformers", reason="needs requirements-torch.txt"
+    pytest.importorskip, "transformers", reason="needs requirements-clients.txt"
 )
 
 

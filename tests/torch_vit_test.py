@@ -43,6 +43,7 @@ def few_images(monkeypatch):
     monkeypatch.setattr(verification, "NUM_PEDESTRIANS", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("size", exported.SIZES)
 def test_every_token_of_a_full_size_vit_agrees_with_jax(size):
