@@ -46,7 +46,7 @@ from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import open_records
 
 _ROUNDS = 9
-_BATCHES = 4  # in one round
+_BATCHES = 8  # in one round, which starts the pipeline anew
 _MAX_SAMPLE = 2000  # pictures of the bare loop
 _SHARDS = 256
 _CORES = os.sched_getaffinity(0)

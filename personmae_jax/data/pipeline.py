@@ -79,14 +79,14 @@ class PretrainBatches:
         self._order = RecordOrder(len(records), cfg.train.seed)
         rows = cfg.train.batch_size // num_hosts
         self._memory = Memory(2, rows, cfg.data.height, cfg.data.width, 3)
-        self._pool = futures.ThreadPoolExecutor(cfg.data.num_threads)
+        self._pool = futures.ThreadPoolExecutor(_num_threads(cfg))
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "_pool"}
 
     def __setstate__(self, state):
         vars(self).update(state)
-        self._pool = futures.ThreadPoolExecutor(self._cfg.data.num_threads)
+        self._pool = futures.ThreadPoolExecutor(_num_threads(self._cfg))
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the global batch of one step.
@@ -107,7 +107,7 @@ class PretrainBatches:
         positions = range(first + self._host, stop, self._num_hosts)
         batch, numbers = self._draw(positions, self._memory.take())
         rows = range(len(positions))
-        share = math.ceil(len(rows) / self._cfg.data.num_threads)
+        share = math.ceil(len(rows) / _num_threads(self._cfg))
         tasks = [
             self._pool.submit(self._fill, batch, numbers, rows[i : i + share])
             for i in range(0, len(rows), share)
@@ -284,3 +284,8 @@ def _leave_with_the_run() -> None:
 def _stop(iterator: grain.DatasetIterator, pool: futures.ThreadPoolExecutor) -> None:
     iterator.close()
     pool.shutdown(cancel_futures=True)  # what has begun ends by itself
+
+
+def _num_threads(cfg: Config) -> int:
+    """More than one a core only wait for each other."""
+    return min(cfg.data.num_threads, os.cpu_count() or 1)

@@ -67,12 +67,12 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*lead d"]) -> Float[Array, "*lead features"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = _matmul(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
         if not self.use_bias:
             return x
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         add = _add_bias_fast if x.dtype == jnp.bfloat16 else _add_bias
-        return add(x, bias)
+        return add(x, jnp.asarray(bias))
 
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)  # timm's ViT
