@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -45,7 +45,7 @@ def define_config() -> Callable[[], Config]:
     return read
 
 
-def define_cluster() -> Callable[[], dict[str, str | int | None]]:
+def define_cluster() -> Callable[[], dict[str, Any]]:
     """Defines the flags of `distributed.initialize`; returns what reads them."""
     holders = (
         flags.DEFINE_string(

@@ -20,9 +20,9 @@ class Trace:
 
     def __init__(self, cfg: ProfileConfig, workdir: epath.Path | None):
         """Records nothing yet."""
+        self._target = None if workdir is None else workdir / "tensorboard"
         first = None if workdir is None else cfg.start_step
         self._steps = range(0) if first is None else range(first, first + cfg.num_steps)
-        self._workdir = workdir
         self._recording = contextlib.ExitStack()
 
     def __enter__(self) -> "Trace":
@@ -33,8 +33,8 @@ class Trace:
 
     def before(self, step: int) -> None:
         """Starts recording if `step` is the first one; call it before each step."""
-        if self._steps and step == self._steps[0]:
-            self._recording.enter_context(_record(self._workdir / "tensorboard"))
+        if self._target is not None and self._steps and step == self._steps[0]:
+            self._recording.enter_context(_record(self._target))
 
     def after(self, step: int, outputs: PyTree) -> None:
         """Stops once the `outputs` of the last one are there; call it after each."""

@@ -22,9 +22,7 @@ _DATA, _FSDP = "data", "fsdp"
 _MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
 
 
-def make_mesh(
-    cfg: MeshConfig | None = None, devices: list[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(cfg: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
     """Returns the (data, fsdp) mesh over all devices of all hosts, or over `devices`.
 
     Args:

@@ -132,7 +132,7 @@ def _keep_compiled(workdir: epath.Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR, if set, says where instead.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
