@@ -21,7 +21,7 @@ test: $(VENV)/.installed-clients
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-clients
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
