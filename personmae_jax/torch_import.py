@@ -150,7 +150,7 @@ def _positions(
     """
     codes = torch_weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
     trained = {cfg.grid, _meta_grid(meta, "trained_grid") or cfg.grid}
-    coded = _sine_cosine_grid(table, tolerance, trained)
+    coded = _sine_cosine_grids(table, tolerance, trained)
     here, count = _say(cfg.grid), table.shape[1] - 1
     if not cfg.encoder.learned_positions:
         if coded is None:
@@ -159,12 +159,13 @@ def _positions(
                 f"table of {count} patches that is not the fixed sine-cosine one; "
                 "--config.encoder.learned_positions=true loads, resamples and trains it"
             )
+        is_same = coded == (cfg.grid, cfg.grid)
         return (
             codes,
-            f"Its positions are the fixed codes of {_say(coded)} patches, "
-            + ("as here." if coded == cfg.grid else f"here those of {here} are used."),
+            f"Its positions are the fixed codes of {_say(coded[0])} patches, "
+            + ("as here." if is_same else f"here those of {here} are used."),
         )
-    grid = coded or _learned_grid(count, _meta_grid(meta, "grid"), cfg)
+    grid = coded[0] if coded else _learned_grid(count, _meta_grid(meta, "grid"), cfg)
     if grid == cfg.grid:
         return table, f"Its {here} positions are loaded and will be trained."
     if coded:
@@ -174,10 +175,10 @@ def _positions(
     )
 
 
-def _sine_cosine_grid(
+def _sine_cosine_grids(
     table: Float32[np.ndarray, "1 t d"], tolerance: float, trained: set[Grid]
-) -> Grid | None:
-    """The grid whose codes `table` holds, in its own coordinates or a trained one's."""
+) -> tuple[Grid, Grid] | None:
+    """The grid whose codes `table` holds, and the one in whose coordinates."""
     count, width = table.shape[1] - 1, table.shape[2]
     for rows in range(1, count + 1):
         if count % rows:
@@ -186,7 +187,7 @@ def _sine_cosine_grid(
         for coordinates in {grid} | trained:
             codes = torch_weights.position_table(width, coordinates, grid)
             if np.abs(table - codes).max() <= tolerance:
-                return grid
+                return grid, coordinates
     return None
 
 
