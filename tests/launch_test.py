@@ -47,8 +47,9 @@ def cache(tmp_path_factory) -> dict[str, str]:
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """What a user has: none of the shortcuts that conftest takes when compiling."""
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | extra
+    """What a user has: no torch, no shortcuts such as conftest's when compiling."""
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return inherited | {"PYTHONPATH": str(ROOT / "tests" / "without_torch")} | extra
 
 
 def command(workdir, *overrides: str, config: str = "quickstart") -> list[str]:

@@ -70,7 +70,7 @@ def two_processes(workdir, *settings: str, env: dict, num_devices: int) -> Itera
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()  # closes its pipe, too
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,11 @@ def test_twice_as_many_devices_resume_what_four_have_saved(
     assert losses(saved_by_two) == pytest.approx(losses(one), rel=1e-5)
 
 
-LONG = ("--config.train.steps=100000", "--config.log.every_steps=1")
+LONG = (
+    "--config.train.steps=100000",
+    "--config.log.every_steps=1",
+    "--config.checkpoint.every_steps=100000",
+)
 
 
 @pytest.mark.slow

@@ -117,11 +117,11 @@ def test_a_run_really_starts_from_an_exported_file(tmp_path, cache):  # noqa: F8
     first, second = tmp_path / "first", tmp_path / "second"
     file = tmp_path / "first.pth"
     short = (*TINY, "--config.train.steps=3", "--config.checkpoint.every_steps=1")
-    assert pretrain(first, *short, env=cache).returncode == 0
+    assert pretrain(first, *short, env=cache | {"PYTHONPATH": ""}).returncode == 0
     export(first, file)
 
     words = (*short, "--config.train.seed=5", f"--config.init.torch_weights={file}")
-    begun = pretrain(second, *words, env=cache)
+    begun = pretrain(second, *words, env=cache | {"PYTHONPATH": ""})
     assert begun.returncode == 0, begun.stderr
     assert f"Encoder from {file} (model)." in begun.stdout
     trained = restore_encoder(first, 3)
@@ -149,12 +149,12 @@ def test_a_run_really_starts_from_an_exported_file(tmp_path, cache):  # noqa: F8
     for step in (1, 2, 3):
         shutil.rmtree(second / "checkpoints" / str(step))
     file.rename(tmp_path / "elsewhere.pth")
-    resumed = pretrain(second, *words, env=cache)
+    resumed = pretrain(second, *words, env=cache | {"PYTHONPATH": ""})
     assert resumed.returncode == 0, resumed.stderr
     assert "Encoder from" not in resumed.stdout
     assert last_row()["params_sha256"] == row["params_sha256"]
 
-    missing = pretrain(tmp_path / "third", *words, env=cache)
+    missing = pretrain(tmp_path / "third", *words, env=cache | {"PYTHONPATH": ""})
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr.strip().splitlines()[-1] == (
         f"error: config.init.torch_weights={file}: there is no such file"

@@ -31,6 +31,8 @@ class Host:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # as a connection has
+            # Under nohup it would be ignored, for good.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def run(self, *words: str) -> tuple[int, str]:

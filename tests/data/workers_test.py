@@ -55,6 +55,8 @@ def test_workers_end_with_a_run_that_is_killed(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_workers_outlive_a_signal_that_the_run_outlives(run, number):
+    for _ in range(4):  # from both workers: they have finished importing
+        assert run.stdout.readline() == "batch\n"
     os.killpg(run.pid, number)
     for _ in range(50):  # far more than were made ahead
         assert run.stdout.readline() == "batch\n"
