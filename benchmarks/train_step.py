@@ -14,7 +14,6 @@ from collections.abc import Callable
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "launch"))
 
 import command_line  # launch/ puts the repository on the path
-import numpy as np
 
 _CONFIG = command_line.define_config()
 _ROUNDS, _STEPS = 8, 3  # a first round of each does not count
@@ -24,13 +23,13 @@ def main() -> None:
     import jax
 
     from personmae_jax import experiment as experiments
-    from personmae_jax import sharding
+    from personmae_jax import preflight, sharding
 
     cfg = _CONFIG()
     experiment = experiments.build(
         cfg, sharding.make_mesh(cfg.mesh), cfg.train.steps or 1000
     )
-    rows = _make_batch(cfg)
+    rows = preflight.noise(experiment)
     batch = sharding.to_devices(rows, experiment.mesh)
     state = experiment.init_state()
 
@@ -60,22 +59,6 @@ def main() -> None:
     if len(rates) == 2:
         ours, theirs = rates.values()
         print(f"ratio: {ours / theirs:.2f}")
-
-
-def _make_batch(cfg) -> dict[str, np.ndarray]:
-    """Noise of the shapes of a batch; the boxes do not matter to the clock."""
-    rng = np.random.default_rng(0)
-    b, data = cfg.train.batch_size, cfg.data
-    shape = (2, b, data.height, data.width, 3)
-    region_a, region_b = rng.integers(0, 256, shape, np.uint8)
-    patches = np.tile(np.arange(cfg.num_patches), (b, 1))
-    visible = rng.permuted(patches, axis=1)[:, cfg.num_hidden :]
-    return {
-        "region_a": region_a,
-        "region_b": region_b,
-        "visible": np.sort(visible, axis=1).astype(np.int32),
-        "geometry": np.tile(np.float32([0.3, 0.2, 1.1, 0.9]), (b, 1)),
-    }
 
 
 if __name__ == "__main__":

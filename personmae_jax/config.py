@@ -153,7 +153,7 @@ class DataConfig:
     width: int = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    num_threads: int = 16  # that share the rows of a batch, at most two a core; grain
+    num_threads: int = 16  # that share the rows of a batch, at most one a core; grain
     num_workers: int = 0  # worker processes, each with num_threads; 0: this process
     max_pixels: int = 50_000_000  # of one image; a larger one counts as bad; ours
     min_side: int = 8  # pixels; a smaller one counts as bad; ours

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "personmae_jax"
 ORDER = """
 errors config config_check config_json revision storage lock
 trees patches
-data.draws data.memory data.regions data.masks data.images
+data.workers data.draws data.memory data.regions data.masks data.images
 data.synthetic_person data.synthetic_body data.synthetic_scene
 data.synthetic_occluders data.synthetic
 data.safe_pickle data.listing data.records data.bad_records data.pipeline

@@ -13,15 +13,12 @@ late.
 
 import copy
 import math
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import grain
@@ -35,6 +32,7 @@ from personmae_jax.data.draws import Draws, RecordOrder, Stream
 from personmae_jax.data.images import Outcome
 from personmae_jax.data.memory import Memory
 from personmae_jax.data.records import Records
+from personmae_jax.data.workers import live_with_parent
 from personmae_jax.errors import RunError
 
 _NUM_REPLACEMENTS = 100  # records tried in the place of a bad one
@@ -265,20 +263,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _init_worker(index: int, count: int) -> None:
-    """Makes a worker process live exactly as long as the process of the run.
-
-    Ctrl-C, and a scheduler's SIGTERM, go to every process of a group; but the run's
-    alone decides when to stop, and goes on until it has saved.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_the_run, daemon=True).start()
-
-
-def _leave_with_the_run() -> None:
-    run: Any = multiprocessing.parent_process()
-    run.join()
-    os._exit(1)
+    live_with_parent()
 
 
 def _stop(iterator: grain.DatasetIterator, pool: futures.ThreadPoolExecutor) -> None:

@@ -4,8 +4,6 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from personmae_jax.data.prepare_plan import Plan
+from personmae_jax.data.workers import live_with_parent
 from personmae_jax.errors import RunError
 from personmae_jax.progress import Progress
 
@@ -91,15 +90,5 @@ def worker_pool(
 
 
 def _start_worker() -> None:
-    # A terminal's Ctrl-C reaches the whole group; the parent decides.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    live_with_parent()
     logging.use_absl_handler()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

@@ -3,12 +3,12 @@
 import os
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from absl import logging
 
 from personmae_jax.config import DataConfig, SyntheticConfig
 from personmae_jax.config_check import PREPARE_DATA
 from personmae_jax.data import synthetic
+from personmae_jax.data.listing import Names, printable
 from personmae_jax.errors import ConfigError, first_line
 
 IMAGE_SUFFIXES = frozenset(
@@ -82,8 +82,7 @@ class SyntheticRecords:
 class FolderRecords:
     """Every image file under a folder, sorted by relative path.
 
-    Sorted by bytes, so that the order is the same on every machine. Names are held
-    end to end in one `bytes`: 4 million take 200 MB, and pickle at once.
+    Sorted by bytes, so that the order is the same on every machine.
     """
 
     def __init__(self, root: str):
@@ -104,37 +103,29 @@ class FolderRecords:
                 f"({num_others} files with other suffixes); a folder source needs "
                 f"files named {', '.join(sorted(IMAGE_SUFFIXES))}, or without a suffix"
             )
-        if num_others:
-            logging.warning(
-                "%s: left out %d files beside %d images, for a suffix that is no "
-                "image's, e.g. %s",
-                root,
-                num_others,
-                len(names),
-                _printable(other),
-            )
-        names.sort()
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        self._names = b"".join(names)
+        warn_of_others(root, len(names), num_others, other)
+        self._names = Names.pack(sorted(names))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
 
     def read(self, index: int) -> bytes:
-        path = os.path.join(os.fsencode(self._root), self._path(index))
+        path = os.path.join(os.fsencode(self._root), self._names[index])
         with open(path, "rb", buffering=0) as file:  # read at once
             return file.read()
 
     def name(self, index: int) -> str:
-        return _printable(self._path(index))
-
-    def _path(self, index: int) -> bytes:
-        start = self._ends[index - 1] if index else 0
-        return self._names[start : self._ends[index]]
+        return printable(self._names[index])
 
 
-def _printable(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
+def warn_of_others(root: str, num_names: int, num_others: int, other: bytes) -> None:
+    """Says what `list_images` has left out, if anything."""
+    if num_others:
+        logging.warning(
+            "%s: left out %d files beside %d images, for a suffix that is no image's, "
+            "e.g. %s",
+            *(root, num_others, num_names, printable(other)),
+        )
 
 
 def list_images(root: str) -> tuple[list[bytes], int, bytes]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int64
 
 from personmae_jax.data.joined_file import open_parts
@@ -16,10 +15,9 @@ from personmae_jax.data.listing import (
     MemberError,
     Names,
     no_places,
-    printable,
 )
 from personmae_jax.data.lmdb_source import LmdbReader, is_lmdb, list_lmdb
-from personmae_jax.data.records import IMAGE_SUFFIXES, list_images
+from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
 from personmae_jax.data.tar_source import GZIP_START, TarReader, is_tar_header, list_tar
 from personmae_jax.data.zip_source import ZIP_STARTS, ZipReader, list_zip
 from personmae_jax.errors import ConfigError
@@ -142,12 +140,7 @@ def _parts_of(path: str) -> tuple[str, ...]:
 
 def _list_folder(paths: tuple[str, ...]) -> Listing:
     names, num_others, other = list_images(paths[0])
-    if num_others:
-        logging.warning(
-            "%s: left out %d files beside %d images, for a suffix that is no image's, "
-            "e.g. %s",
-            *(paths[0], num_others, len(names), printable(other)),
-        )
+    warn_of_others(paths[0], len(names), num_others, other)
     names.sort()
     return Listing("folder", paths, Names.pack(names), no_places(len(names)))
 

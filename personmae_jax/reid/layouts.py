@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from personmae_jax.data import listing
 from personmae_jax.data.records import IMAGE_SUFFIXES
 from personmae_jax.errors import ConfigError
 
@@ -121,7 +122,8 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
 
 
 def printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name as text, whatever its bytes."""
+    return listing.printable(os.fsencode(name))
 
 
 def _lines(path: str) -> list[str]:
