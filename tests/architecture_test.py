@@ -21,7 +21,7 @@ reid.layouts reid.datasets reid.retrieval reid.reranking
 sharding
 models.posembed models.attention models.layers models.encoder models.predictor
 models.personmae
-losses optim state train_step
+losses reid.features optim state train_step
 metrics progress pictures profiling
 data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources
 data.keep_list data.prepare_plan data.prepare_checks data.prepare_shard

@@ -31,8 +31,6 @@ class Host:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # as a connection has
-            # Under nohup it would be ignored, for good.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def run(self, *words: str) -> tuple[int, str]:
@@ -45,8 +43,11 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path):
+    # A child inherits that it is ignored, as under nohup, and cannot undo it.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield Host(tmp_path)
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("left", "told"), [(0, 0), (75, 75), (1, 3), (2, 3), (134, 3)])

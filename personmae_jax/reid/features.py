@@ -1,0 +1,157 @@
+"""Features of images: decoded by threads, encoded in batches over the mesh."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32, PyTree, UInt8
+
+from personmae_jax import losses, sharding
+from personmae_jax.config import Config, DataConfig
+from personmae_jax.data import images
+from personmae_jax.data.records import Records
+from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.models import personmae
+
+# (params, images, cameras) -> one feature an image, of any length but 0.
+Encode = Callable[
+    [PyTree, UInt8[Array, "b height width 3"], Int32[Array, " b"]], Float[Array, "b d"]
+]
+# (pixels, record) -> None: changes a resized image in place, e.g. hides a part of it.
+Change = Callable[[UInt8[np.ndarray, "height width 3"], int], None]
+
+FEATURES = ("cls", "mean", "cls+mean")
+
+
+def make_encode(
+    cfg: Config,
+    feature: str = "cls",
+    *,
+    flip: bool = False,
+    dtype: DTypeLike = "float32",
+) -> Encode:
+    """Returns the function from an encoder's parameters and images to features.
+
+    Args:
+      cfg: Names the architecture and the pixels' statistics.
+      feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
+        or both, each of unit length, one after the other.
+      flip: The sum of the features of the image and of its mirror image.
+      dtype: Of matrix products and activations.
+
+    Raises:
+      ConfigError: There is no such feature.
+    """
+    if feature not in FEATURES:
+        raise ConfigError(f"feature {feature!r} is unknown; take {', '.join(FEATURES)}")
+
+    def encode(params: PyTree, pixels: Array, cameras: Array) -> Array:
+        del cameras  # an encoder that was not told of them
+        patches = losses.normalised_patches(pixels, cfg)
+        tokens = personmae.encode(cfg, params, patches, dtype=dtype).tokens
+        tokens = tokens.astype(jnp.float32)
+        parts = {"cls": tokens[:, 0], "mean": jnp.mean(tokens[:, 1:], axis=1)}
+        return jnp.concatenate([_unit(parts[p]) for p in feature.split("+")], axis=-1)
+
+    def encode_both(params: PyTree, pixels: Array, cameras: Array) -> Array:
+        mirrored = pixels[:, :, ::-1]
+        return encode(params, pixels, cameras) + encode(params, mirrored, cameras)
+
+    return encode_both if flip else encode
+
+
+class Extractor:
+    """Turns records into features; compiled once, called by every host alike."""
+
+    def __init__(self, encode: Encode, data: DataConfig, mesh: Mesh, batch_size: int):
+        """Compiles nothing yet.
+
+        Args:
+          encode: Of this many images of `data.height` x `data.width` pixels.
+          data: Size and limits of the images.
+          mesh: Over all devices of all hosts; the rows of a batch are split over it.
+          batch_size: Images at once, over all devices; rounded up to what splits.
+        """
+        self._data, self._mesh = data, mesh
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+
+        def on_mesh(params: PyTree, pixels: Array, cameras: Array) -> Array:
+            with sharding.tracing(mesh):
+                return encode(params, pixels, cameras)
+
+        self._encode = jax.jit(on_mesh, out_shardings=sharding.replicated(mesh))
+
+    def __call__(
+        self,
+        params: PyTree,
+        records: Records,
+        indices: Sequence[int],
+        cameras: Sequence[int] | None = None,
+        change: Change | None = None,
+    ) -> Float32[np.ndarray, "n d"]:
+        """Returns the features of `indices`, in order, the same on every host.
+
+        Args:
+          params: As `encode` takes them, on the devices.
+          records: Encoded images, the same on every host; a host reads its part.
+          indices: Of the records.
+          cameras: That saw each of `indices`; for an `encode` that wants to know.
+          change: What is done to every image before it is encoded.
+
+        Raises:
+          RunError: An image cannot be used; names it.
+        """
+        cameras = np.zeros(len(indices)) if cameras is None else cameras
+        rows = self._batch_size // jax.process_count()
+        first = jax.process_index() * rows
+        found, last = [], None
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+
+            def read(start: int) -> list[futures.Future]:
+                own = indices[start + first : start + first + rows]
+                return [pool.submit(self._read, records, int(i), change) for i in own]
+
+            ahead = read(0)
+            for start in range(0, len(indices), self._batch_size):
+                tasks, ahead = ahead, read(start + self._batch_size)
+                pixels = np.zeros((rows, self._data.height, self._data.width, 3), "u1")
+                seen_by = np.zeros(rows, np.int32)
+                for row, task in enumerate(tasks):
+                    pixels[row] = task.result()
+                    seen_by[row] = cameras[start + first + row]
+                batch = sharding.to_devices((pixels, seen_by), self._mesh)
+                features = self._encode(params, *batch)
+                if last is not None:  # while the devices make the next ones
+                    found.append(jax.device_get(last))
+                last = features
+        found.append(jax.device_get(last))
+        return np.concatenate(found)[: len(indices)]
+
+    def _read(
+        self, records: Records, index: int, change: Change | None
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        data = self._data
+        try:
+            image, _ = images.decode(
+                records.read(index), max_pixels=data.max_pixels, min_side=data.min_side
+            )
+        except (images.BadImage, OSError) as error:
+            raise RunError(
+                f"{records.name(index)} cannot be used ({error}); mend it, or take it "
+                "out of the data set"
+            ) from error
+        pixels = np.empty((data.height, data.width, 3), np.uint8)
+        images.crop_resize(image, (0, 0, *image.shape[:2]), pixels)
+        if change is not None:
+            change(pixels, index)
+        return pixels
+
+
+def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
