@@ -1,6 +1,5 @@
 """Features of images: decoded by threads, encoded in batches over the mesh."""
 
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent import futures
