@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import time
+from concurrent import futures
 
 import jax
 from etils import epath
@@ -72,6 +73,18 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
                 "For a new run name another --workdir."
             )
             return FINISHED
+        batches = PretrainBatches(
+            records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
+        )
+        # The first batches and the compiled step are made beside the initial state.
+        stream = stack.enter_context(
+            contextlib.closing(batches.iterate(start or 0, num_steps))
+        )
+        compiled = stack.enter_context(futures.ThreadPoolExecutor(1)).submit(
+            lambda: experiment.train_step.lower(
+                experiment.abstract_state, experiment.abstract_batch
+            ).compile()
+        )
         if start is None:
             start, state = 0, _initial_state(experiment, imported)
             checkpoints.save(0, state)
@@ -79,17 +92,12 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
             state = checkpoints.restore(experiment.abstract_state, start)
         if is_main:
             print(_describe(experiment, len(records), start), flush=True)
-        batches = PretrainBatches(
-            records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
-        )
-        stream = stack.enter_context(
-            contextlib.closing(batches.iterate(start, num_steps))
-        )
         report = stack.enter_context(
             Report(experiment, path if is_main else None, records, batches, start)
         )
         trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
         try:
+            experiment = dataclasses.replace(experiment, train_step=compiled.result())
             last = train(
                 experiment, state, start, stream, report, checkpoints, lock, trace
             )

@@ -101,21 +101,26 @@ def _pattern(kind: str, period: int) -> UInt8[np.ndarray, "480 400"]:
     """Returns a texture of four shades, 0 to 3; `period` is in half pixels."""
     y, x = np.mgrid[:480, :400] - PATTERN_ORIGIN
     across, down = abs(x % (2 * period) - period), abs(y % (2 * period) - period)
-    stains = np.random.default_rng([2, period]).standard_normal(x.shape)
-    stains = cv2.GaussianBlur(stains, (0, 0), period / 2)
-    shades = {
-        "plain": 0 * x,
-        "hoops": y // period % 2,
-        "stripes": x // period % 2,
-        "diagonal": (x + y) // period % 2,
-        "checks": x // period % 2 + y // period % 2,
-        "dots": across**2 + down**2 < (0.7 * period) ** 2,
-        "camouflage": np.digitize(stains / stains.std(), (-0.7, 0, 0.7)),
-        "band": abs(y - 10) < period,
-        "halves": x > 0,
-        "diamonds": 2 * across + down < 1.3 * period,
-        "zigzag": (y + across) // period % 2,
-        "yoke": np.where(y < period - 20, 1, 3 * (y > period + 40)),
-    }[kind].astype(np.uint8)
+
+    def camouflage():
+        stains = np.random.default_rng([2, period]).standard_normal(x.shape)
+        stains = cv2.GaussianBlur(stains, (0, 0), period / 2)
+        return np.digitize(stains / stains.std(), (-0.7, 0, 0.7))
+
+    made = {
+        "plain": lambda: 0 * x,
+        "hoops": lambda: y // period % 2,
+        "stripes": lambda: x // period % 2,
+        "diagonal": lambda: (x + y) // period % 2,
+        "checks": lambda: x // period % 2 + y // period % 2,
+        "dots": lambda: across**2 + down**2 < (0.7 * period) ** 2,
+        "camouflage": camouflage,
+        "band": lambda: abs(y - 10) < period,
+        "halves": lambda: x > 0,
+        "diamonds": lambda: 2 * across + down < 1.3 * period,
+        "zigzag": lambda: (y + across) // period % 2,
+        "yoke": lambda: np.where(y < period - 20, 1, 3 * (y > period + 40)),
+    }[kind]
+    shades = made().astype(np.uint8)
     shades.setflags(write=False)
     return shades
