@@ -23,4 +23,7 @@ def get_config() -> Config:
     cfg.log.every_steps = 1
     cfg.log.pictures_every_steps = 350
     cfg.checkpoint.every_steps = 350
+    cfg.eval.every_steps = 350
+    # What minutes teach is not seen otherwise; docs/method.md.
+    cfg.eval.feature, cfg.eval.centre_cameras = "patches", True
     return cfg

@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,25 +20,39 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from personmae_jax.config import Config, field_paths, nearest_field
 from personmae_jax.errors import ConfigError, RunError
 
+Settings = TypeVar("Settings")
 
-def define_config() -> Callable[[], Config]:
-    """Defines `--config` and its overrides; returns what reads them after parsing."""
+_kind: type = Config  # of what `--config` gives
+
+
+def define_config(
+    kind: type[Settings] = Config, example: str = "configs/quickstart.py"
+) -> Callable[[], Settings]:
+    """Defines `--config` and its overrides; returns what reads them after parsing.
+
+    Args:
+      kind: The class of what the file's `get_config()` returns.
+      example: A file that does.
+    """
+    global _kind
+    _kind = kind
+    where = kind.__module__.replace(".", "/")
     flag = config_flags.DEFINE_config_file(
         "config",
         help_string="A file of configs/; --config.FIELD=VALUE overrides a setting of "
-        "personmae_jax/config.py.",
+        f"{where}.py.",
     )
 
-    def read() -> Config:
+    def read() -> Settings:
         if flag.value is None:
-            raise ConfigError("no --config: try --config=configs/quickstart.py")
+            raise ConfigError(f"no --config: try --config={example}")
         file = config_file()
         if not file.is_file():
             raise ConfigError(f"--config={file}: there is no such file; see configs/")
-        if not isinstance(flag.value, Config):
+        if not isinstance(flag.value, kind):
             raise ConfigError(
                 f"--config: get_config() returned {type(flag.value).__name__}; it must "
-                "return personmae_jax.config.Config"
+                f"return {kind.__module__}.{kind.__name__}, as in {example}"
             )
         return flag.value
 
@@ -98,14 +112,14 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
 
 
 def _refuse_unknown_fields(argv: list[str]) -> None:
-    known = dict(field_paths(Config()))
+    known = dict(field_paths(_kind()))
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
         path = name.removeprefix("config.").removeprefix("noconfig.")
         if argument.startswith("-") and path != name and path not in known:
             raise ConfigError(
                 f"there is no setting --{name}; "
-                f"did you mean --config.{nearest_field(Config(), path)}?"
+                f"did you mean --config.{nearest_field(_kind(), path)}?"
             )
 
 

@@ -21,7 +21,10 @@ _OUT = flags.DEFINE_string(
     "out", None, "A .pth, .pt or .safetensors file, or the folder for huggingface."
 )
 _LAYOUT = flags.DEFINE_string(
-    "layout", "mae", "mae, flat (OML), safetensors, pass or huggingface."
+    "layout",
+    "mae",
+    "mae, flat (OML), safetensors, pass, huggingface, or, of a "
+    "fine-tuned run with its head, transreid.",
 )
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the latest if absent.")
 _WEIGHTS = flags.DEFINE_string(

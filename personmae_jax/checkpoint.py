@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -15,11 +13,19 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from personmae_jax import revision
+from personmae_jax.checkpoint_files import (
+    STATE,
+    compare,
+    damaged,
+    explain,
+    find_step,
+    read_structure,
+    restore_part,
+    whole_steps,
+)
 from personmae_jax.errors import Closing, ConfigError, RunError, first_line
 from personmae_jax.storage import open_path
-from personmae_jax.trees import named_leaves
 
-_STATE = "state"  # folder of the state inside STEP/
 _ENCODERS = {"student": ("params", "encoder"), "teacher": ("teacher_params",)}
 
 State = TypeVar("State")
@@ -36,12 +42,22 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class _Pinned(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoints of `steps`, which may change."""
+
+    def __init__(self):
+        self.steps = {0}
+
+    def should_preserve(self, checkpoints, *, context):
+        return [info.step in self.steps for info in checkpoints]
+
+
 class Checkpoints(Closing):
     """The checkpoints WORKDIR/checkpoints/STEP/ of one run; a context manager.
 
-    Keeps the latest `keep` and step 0. A checkpoint appears under its name only when
-    it is whole, so a run may be killed at any moment. Beside the state, each carries
-    the settings, the git revision and the versions of libraries
+    Keeps the latest `keep`, step 0 and one that is pinned. A checkpoint appears under
+    its name only when it is whole, so a run may be killed at any moment. Beside the
+    state, each carries the settings, the git revision and the versions of libraries
     (`custom_metadata` in STEP/_CHECKPOINT_METADATA).
 
     Every process of a run creates one and makes the same calls.
@@ -62,9 +78,10 @@ class Checkpoints(Closing):
             "git_revision": revision.git_revision(),
             "versions": revision.versions(),
         }
+        self._pinned = _Pinned()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(
-                [policy.LatestN(keep), policy.CustomSteps([0])]
+                [policy.LatestN(keep), self._pinned]
             ),
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
@@ -95,11 +112,15 @@ class Checkpoints(Closing):
         self._report_failure(
             lambda: self._manager.save(
                 step,
-                args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state)}),
+                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)}),
                 custom_metadata=self._about,
                 force=True,  # the loop decides when
             )
         )
+
+    def pin(self, step: int) -> None:
+        """Keeps this step, whatever its age, until another one is pinned."""
+        self._pinned.steps = {0, step}
 
     def restore(self, abstract_state: State, step: int | None = None) -> State:
         """Returns the state saved at `step`, by default the latest.
@@ -114,14 +135,14 @@ class Checkpoints(Closing):
             other names, shapes or dtypes.
         """
         self.wait()
-        step = _find_step(self._folder, step)
+        step = find_step(self._folder, step)
         folder = self._folder / str(step)
-        _compare(_read_structure(folder), abstract_state, folder)
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
+        compare(read_structure(folder), abstract_state, folder)
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
         try:
-            return self._manager.restore(step, args=args)[_STATE]
+            return self._manager.restore(step, args=args)[STATE]
         except Exception as e:  # orbax and tensorstore raise whatever they meet
-            raise _damaged(folder, e) from e
+            raise damaged(folder, e) from e
 
     def reached_preemption(self, step: int) -> bool:
         """Whether this is the step after which all hosts save and leave.
@@ -148,10 +169,10 @@ class Checkpoints(Closing):
             act()
         except Exception as e:  # orbax and tensorstore raise whatever they meet
             logging.debug("Saving failed.", exc_info=True)
-            whole = _whole_steps(self._folder)
+            whole = whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "
-                f"({_explain(e)}); mend that and start again: older checkpoints are "
+                f"({explain(e)}); mend that and start again: older checkpoints are "
                 f"still good: {', '.join(map(str, whole)) or 'none'}"
             ) from e
 
@@ -180,30 +201,48 @@ def restore_encoder(
         )
     path = _ENCODERS[weights]
     folder = open_path(workdir) / "checkpoints"
-    folder = folder / str(_find_step(folder, step))
-    structure = _read_structure(folder)
+    folder = folder / str(find_step(folder, step))
+    structure = read_structure(folder)
+    if path[0] not in structure:
+        raise ConfigError(f"the run in {workdir} has no {weights}: it was fine-tuned")
     try:
         for name in path:
             structure = structure[name]
-        wanted = structure
-        for name in reversed(path):
-            wanted = {name: wanted}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            params = checkpointer.restore(
-                folder / _STATE,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                    ),
-                    partial_restore=True,
-                ),
-            )
-    except Exception as e:  # orbax and tensorstore raise whatever they meet
-        raise _damaged(folder, e) from e
+    except KeyError as e:
+        raise damaged(folder, e) from e
+    wanted = structure
+    for name in reversed(path):
+        wanted = {name: wanted}
+    params = restore_part(folder, wanted)
     for name in path:
         params = params[name]
     return params
+
+
+def restore_head(
+    workdir: os.PathLike[str] | str, step: int | None = None
+) -> dict[str, Any]:
+    """Returns what stands on the encoder of a fine-tuned run, as numpy arrays.
+
+    Args:
+      workdir: Of the run.
+      step: Of the checkpoint; by default the latest.
+
+    Returns:
+      The `params` but for the encoder's, and the batch norm's `statistics`.
+
+    Raises:
+      ConfigError: The run was not fine-tuned.
+      RunError: There is no such checkpoint, or it is damaged.
+    """
+    folder = open_path(workdir) / "checkpoints"
+    folder = folder / str(find_step(folder, step))
+    structure = read_structure(folder)
+    if "statistics" not in structure:
+        raise ConfigError(f"the run in {workdir} was not fine-tuned: it has no head")
+    params = {k: v for k, v in structure["params"].items() if k != "encoder"}
+    wanted = {"params": params, "statistics": structure["statistics"]}
+    return restore_part(folder, wanted)
 
 
 def describe(
@@ -218,79 +257,16 @@ def describe(
       RunError: There is no such checkpoint, or it is damaged.
     """
     folder = open_path(workdir) / "checkpoints"
-    folder = folder / str(_find_step(folder, step))
+    folder = folder / str(find_step(folder, step))
     try:
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
         about = metadata["custom_metadata"]
         keys = ("config", "git_revision", "versions")
         return int(folder.name), {key: about[key] for key in keys}
     except Exception as e:  # each storage has its own errors
-        raise _damaged(folder, e) from e
+        raise damaged(folder, e) from e
 
 
 def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:
     """Whether a run in `workdir` would be resumed; creates nothing."""
-    return bool(_whole_steps(open_path(workdir) / "checkpoints"))
-
-
-def _whole_steps(folder: epath.Path) -> list[int]:
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
-
-
-def _find_step(folder: epath.Path, step: int | None) -> int:
-    steps = _whole_steps(folder)
-    if not steps or step not in (None, *steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        there = f"; there are steps {', '.join(map(str, steps))}" if steps else ""
-        raise RunError(f"{folder} has no whole {wanted}{there}")
-    return steps[-1] if step is None else step
-
-
-def _read_structure(folder: epath.Path) -> dict[str, Any]:
-    """Shapes and dtypes in STEP/ as nested dicts and lists."""
-    try:
-        # A Checkpointer would warn: it looks for the metadata of STEP/ in here too.
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            tree = handler.metadata(folder / _STATE).tree
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    except Exception as e:  # orbax and tensorstore raise whatever they meet
-        raise _damaged(folder, e) from e
-
-
-def _compare(saved: PyTree, wanted: PyTree, folder: epath.Path) -> None:
-    """Raises RunError listing every array in which they differ."""
-    there, here = _describe_leaves(saved), _describe_leaves(wanted)
-    wrong = [
-        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise RunError(
-            f"{folder} does not fit this code and configuration "
-            f"({'; '.join(wrong[:10])}{more}); use those it was saved with "
-            "or another --workdir"
-        )
-
-
-def _describe_leaves(tree: PyTree) -> dict[str, str]:
-    return {
-        name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for name, leaf in named_leaves(tree).items()
-    }
-
-
-def _damaged(folder: epath.Path, error: Exception) -> RunError:
-    older = [s for s in _whole_steps(folder.parent) if s < int(folder.name)]
-    mend = f"remove it to go on from step {older[-1]}" if older else "start a new run"
-    return RunError(f"{folder} cannot be read ({_explain(error)}); {mend}")
-
-
-def _explain(error: BaseException) -> str:
-    """The cause, short; tensorstore's messages are long and end in source lines."""
-    text = str(error)
-    for cause in ("No space left on device", "File too large", "Disk quota exceeded"):
-        if cause in text:
-            return cause
-    return first_line(error)[:300]
+    return bool(whole_steps(open_path(workdir) / "checkpoints"))

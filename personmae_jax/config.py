@@ -28,6 +28,9 @@ class EncoderConfig:
     # Positions are parameters that start as the sine-cosine codes, or as the table of
     # config.init.torch_weights; for files whose table is another (DeiT, timm).
     learned_positions: bool = False
+    # Rows and columns of the grid in whose coordinates the fixed codes are taken; None:
+    # the input's own. Fine-tuning on another size keeps those of pretraining.
+    code_grid: tuple[int, int] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,6 +197,19 @@ class LogConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class EvalConfig:
+    """Retrieval of people that the run does not see, before, during and after it."""
+
+    every_steps: int | None = None  # None or 0: never
+    path: str | None = None  # of a folder of known people; None: drawn ones
+    layout: str = "market1501"  # of that folder; see reid/layouts.py
+    identities: int = 100  # drawn, 4 times in each of 2 cameras
+    feature: str = "cls"  # or "mean", "cls+mean", "patches"; see reid/features.py
+    # Take each camera's mean feature off first; ours. Published scores do not.
+    centre_cameras: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
 class ProfileConfig:
     """Steps to record for TensorBoard's profile page."""
 
@@ -224,6 +240,7 @@ class Config:
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
@@ -232,6 +249,11 @@ class Config:
         """Rows and columns of patches of either region."""
         patch = self.encoder.patch_size
         return self.data.height // patch, self.data.width // patch
+
+    @property
+    def code_grid(self) -> tuple[int, int]:
+        """Rows and columns in whose coordinates the fixed position codes are."""
+        return self.encoder.code_grid or self.grid
 
     @property
     def num_patches(self) -> int:
@@ -254,7 +276,7 @@ def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield path, value
 
 
-def nearest_field(cfg: Config, path: str) -> str:
+def nearest_field(cfg: object, path: str) -> str:
     """Returns the existing setting whose dotted path looks most like `path`."""
     paths = [name for name, _ in field_paths(cfg)]
     same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from personmae_jax.config import Config, field_paths, predictor_size
 from personmae_jax.errors import ConfigError
@@ -21,7 +22,7 @@ def check(cfg: Config, device_count: int | None = None) -> None:
       ConfigError: One line for every setting that is wrong.
     """
     # The later rules divide by what the first ones have found in range.
-    problems = [*_range_problems(cfg)]
+    problems = [*range_problems(cfg, _CHOICES, _RANGES)]
     problems = problems or [*_model_problems(cfg), *_data_problems(cfg)]
     if not problems and device_count is not None:
         problems = [*_device_problems(cfg, device_count)]
@@ -38,6 +39,8 @@ _CHOICES = {
     "train.remat": ("none", "block"),
     "data.source": ("tfds", "folder", "synthetic"),
     "export.weights": ("student", "teacher"),
+    "eval.layout": ("market1501", "msmt17", "id_folders"),
+    "eval.feature": ("cls", "mean", "cls+mean", "patches"),
 }
 # Closed intervals of numbers; None stands for no bound.
 _RANGES = {
@@ -102,21 +105,32 @@ _RANGES = {
     "log.every_steps": (1, None),
     "log.pictures_every_steps": (1, None),
     "log.num_pictures": (1, None),
+    "eval.every_steps": (0, None),
+    "eval.identities": (2, 10**6),
     "profile.start_step": (1, None),
     "profile.num_steps": (1, 1000),
 }
 
 
-def _range_problems(cfg: Config) -> Iterator[str]:
+def range_problems(
+    cfg: object, choices: Mapping[str, Any], ranges: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields a line for every setting that its table does not admit.
+
+    Args:
+      cfg: A tree of dataclasses.
+      choices: Path of a setting -> its values.
+      ranges: Path of a number -> the ends of its closed interval; None: no bound.
+    """
     for path, value in field_paths(cfg):
-        if path in _CHOICES and value not in _CHOICES[path]:
-            close = difflib.get_close_matches(str(value), _CHOICES[path], 1, 0.0)[0]
+        if path in choices and value not in choices[path]:
+            close = difflib.get_close_matches(str(value), choices[path], 1, 0.0)[0]
             yield (
-                f"config.{path}={value!r} is not one of {', '.join(_CHOICES[path])}; "
+                f"config.{path}={value!r} is not one of {', '.join(choices[path])}; "
                 f"did you mean --config.{path}={close}?"
             )
-        if path in _RANGES and isinstance(value, int | float):
-            low, high = _RANGES[path]
+        if path in ranges and isinstance(value, int | float):
+            low, high = ranges[path]
             is_below = low is not None and not value >= low  # also catches nan
             is_above = high is not None and not value <= high
             if is_below or is_above or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Config <-> JSON, both ways, and the differences between two of them."""
+"""Settings <-> JSON, both ways, and the differences between two of them."""
 
 import dataclasses
 import json
@@ -8,9 +8,12 @@ from typing import Any
 
 from personmae_jax.config import Config, field_paths
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid.finetune_config import FinetuneConfig
+
+Settings = Config | FinetuneConfig
 
 
-def config_to_json(cfg: Config) -> str:
+def config_to_json(cfg: Settings) -> str:
     """Text of `config.json`: sorted keys, two spaces, one newline at the end."""
     text = json.dumps(
         dataclasses.asdict(cfg), indent=2, sort_keys=True, allow_nan=False
@@ -18,8 +21,8 @@ def config_to_json(cfg: Config) -> str:
     return text + "\n"
 
 
-def config_from_json(text: str) -> Config:
-    """The `Config` that `config_to_json` wrote, tuples and numbers restored.
+def config_from_json(text: str) -> Settings:
+    """The settings that `config_to_json` wrote, tuples and numbers restored.
 
     A missing field was not there yet when `text` was written, and takes its default:
     so the default of a new field must mean what was done before there was one.
@@ -27,7 +30,10 @@ def config_from_json(text: str) -> Config:
     Raises:
       ConfigError: No JSON object, or a field is unknown or of a wrong type.
     """
-    return _restore_fields(Config(), parse_object(text), "config")
+    value = parse_object(text)
+    # Only fine-tuning has batches of P x K.
+    default = FinetuneConfig() if "sampling" in value else Config()
+    return _restore_fields(default, value, "config")
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -41,8 +47,11 @@ def parse_object(text: str) -> dict[str, Any]:
     return value
 
 
-def differences(there: Config, here: Config) -> dict[str, str]:
-    """Field name -> "768 there, 384 here" for every field that is not equal."""
+def differences(there: Settings, here: Settings) -> dict[str, str]:
+    """Field name -> "768 there, 384 here" for every field that is not equal.
+
+    Both are of one kind.
+    """
     old = dict(field_paths(there, "config."))
     return {
         name: f"{_shorten(old[name])} there, {_shorten(value)} here"

@@ -28,6 +28,28 @@ def initialize(
     `Checkpoints.reached_preemption` true on all hosts at the same step. The first
     Ctrl-C does the same, the second one leaves at once.
 
+    Args and Raises: As of `join`.
+    """
+    if not join(coordinator, num_processes, process_id):
+        address = f"127.0.0.1:{_reserve_port()}"
+        jax.distributed.initialize(
+            address,
+            num_processes=1,
+            process_id=0,
+            coordinator_bind_address=address,  # the default is all interfaces
+            # Else a process that was suspended for long would count as dead.
+            heartbeat_timeout_seconds=10**6,
+        )
+    _catch_interrupts()
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> bool:
+    """Finds the other processes of this run; returns whether it is to have any.
+
     Clusters that `jax.distributed.initialize` knows (Cloud TPU, GKE, Slurm, Open MPI)
     are found by it. Elsewhere every process is told all three:
 
@@ -62,16 +84,8 @@ def initialize(
                 f"the processes of this run cannot be joined ({first_line(e)}); mend "
                 "--coordinator=HOST:PORT, --num_processes and --process_id"
             ) from e
-        address = f"127.0.0.1:{_reserve_port()}"
-        jax.distributed.initialize(
-            address,
-            num_processes=1,
-            process_id=0,
-            coordinator_bind_address=address,  # the default is all interfaces
-            # Else a process that was suspended for long would count as dead.
-            heartbeat_timeout_seconds=10**6,
-        )
-    _catch_interrupts()
+        return False
+    return True
 
 
 def _reserve_port() -> int:

@@ -90,9 +90,9 @@ def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
         cfg=cfg,
         mesh=mesh,
         num_steps=num_steps,
-        abstract_state=jax.tree.map(_with_sharding, abstract_state, state_sharding),
+        abstract_state=jax.tree.map(with_sharding, abstract_state, state_sharding),
         abstract_batch={
-            name: _with_sharding(leaf, batch_sharding)
+            name: with_sharding(leaf, batch_sharding)
             for name, leaf in batch_structure(cfg).items()
         },
         init_state=jax.jit(init, out_shardings=state_sharding),
@@ -148,7 +148,8 @@ def batch_structure(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
+def with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
+    """The leaf of an abstract state or batch, told where it lives."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from personmae_jax import revision, torch_weights
-from personmae_jax.checkpoint import describe, restore_encoder
+from personmae_jax.checkpoint import describe, restore_encoder, restore_head
 from personmae_jax.config import Config
 from personmae_jax.config_json import config_to_json
 from personmae_jax.errors import ConfigError, RunError, first_line
-from personmae_jax.model_card import architecture, instructions, model_card
-from personmae_jax.torch_import import resample_positions
-from personmae_jax.torch_layouts import LAYOUTS
+from personmae_jax.model_card import instructions, model_card
+from personmae_jax.model_names import architecture
+from personmae_jax.torch_layouts import LAYOUTS, head_tensors
+from personmae_jax.torch_positions import resample_positions
 from personmae_jax.trees import named_leaves
 from personmae_jax.verification import (
     Examples,
@@ -76,10 +77,13 @@ def export(
     _refuse_non_finite(params, f"the {weights}'s weights at step {step}")
 
     tensors = encoder_tensors(cfg, params, grid)
+    head = {}
+    if LAYOUTS[layout].needs_head:
+        head = head_tensors(restore_head(workdir, step), step)
     examples = make_examples(cfg, params, grid, tensors["pos_embed"])
     meta = describe_export(cfg, grid, weights, step, about)
     try:
-        check = _write(target, layout, cfg, tensors, meta, examples, reference)
+        check = _write(target, layout, cfg, tensors | head, meta, examples, reference)
     except OSError as e:
         raise RunError(f"{target} could not be written ({first_line(e)})") from e
     told = instructions(str(target), layout, meta)
@@ -142,7 +146,7 @@ def encoder_tensors(
     if cfg.encoder.learned_positions:
         positions = resample_positions(params["pos_embed"], cfg.grid, grid)
     else:
-        positions = torch_weights.position_table(cfg.encoder.width, cfg.grid, grid)
+        positions = torch_weights.position_table(cfg.encoder.width, cfg.code_grid, grid)
     tensors = torch_weights.encoder_to_torch(params, positions)
     shapes = torch_weights.tensor_shapes(cfg.encoder, grid)
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
@@ -176,7 +180,7 @@ def describe_export(
         "activation": "gelu (erf)",
         "layer_norm_eps": 1e-6,
         "grid": list(grid),
-        "trained_grid": list(cfg.grid),
+        "trained_grid": list(cfg.code_grid),
         "image_size": [side * encoder.patch_size for side in grid],
         "positions": "learned" if encoder.learned_positions else "sine-cosine",
         "mean": list(cfg.data.mean),
@@ -184,6 +188,7 @@ def describe_export(
         "weights": weights,
         "step": step,
         "config": config_to_json(cfg),
+        "finetuned": "sampling" in about["config"],
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",

@@ -44,7 +44,8 @@ class MetricsWriter(Closing):
 
         Args:
           workdir: Of a run that holds its lock.
-          start_step: The restored step, 0 for a new run.
+          start_step: The restored step, 0 for a new run: it has no rows yet, not even
+            of step 0, the untrained network.
         """
         self._workdir = workdir
         self._remote = is_remote(workdir)
@@ -64,12 +65,14 @@ class MetricsWriter(Closing):
             self._local = pathlib.Path(workdir)
         self._rows = io.FileIO(self._local / "metrics.jsonl", "a+")  # not buffered
         self._closing.enter_context(self._rows)
-        self._rows.truncate(_end_of_rows(self._rows, start_step))
+        # A run that starts at 0 has its row of step 0 still to come, if it has one.
+        last_row = start_step or -1
+        self._rows.truncate(_end_of_rows(self._rows, last_row))
         self._tensorboard = tensorboardX.SummaryWriter(
             str(self._local / "tensorboard"),
             # Hides what a run that was killed has logged after `start_step`: else the
             # curves would double.
-            purge_step=start_step + 1,
+            purge_step=last_row + 1,
             flush_secs=_FLUSH_EVERY,
             filename_suffix=f".{time.time_ns()}",  # two starts in the same second
         )

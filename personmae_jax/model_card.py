@@ -8,58 +8,7 @@ damo-cv/TransReID, hustvl/PersonViT, junkunyuan/HAP, MALE, facebookresearch/mae,
 timm and transformers, as of 2026.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-# What a file says of itself, see `export.describe_export`.
-Meta = Mapping[str, Any]
-
-
-class Names(NamedTuple):
-    """What codebases call a ViT of one size; None where they have none."""
-
-    letter: str
-    timm: str
-    transreid_ssl: str | None = None  # PersonViT's and PASS's too
-    transreid: str | None = None
-    cluster_contrast: str | None = None
-    oml: str | None = None
-    mae: str | None = None
-
-
-_NAMES = {  # by width, depth, heads; MLP ratio 4, patch 16
-    (384, 12, 6): Names(
-        letter="S",
-        timm="vit_small_patch16_224",
-        transreid_ssl="vit_small_patch16_224_TransReID",
-        transreid="deit_small_patch16_224_TransReID",
-        cluster_contrast="vit_small",
-        oml="vits16",
-    ),
-    (768, 12, 12): Names(
-        letter="B",
-        timm="vit_base_patch16_224",
-        transreid_ssl="vit_base_patch16_224_TransReID",
-        transreid="vit_base_patch16_224_TransReID",
-        cluster_contrast="vit_base",
-        oml="vitb16",
-        mae="vit_base_patch16",
-    ),
-    (1024, 24, 16): Names(
-        letter="L", timm="vit_large_patch16_224", mae="vit_large_patch16"
-    ),
-}
-
-
-def architecture(meta: Meta) -> str:
-    """Returns e.g. "ViT-B/16", or "ViT 128/4/2, patch 16" where no letter is usual."""
-    names = _names(meta)
-    if names is not None:
-        return f"ViT-{names.letter}/16"
-    return (
-        f"ViT {meta['width']}/{meta['depth']}/{meta['num_heads']}, "
-        f"patch {meta['patch_size']}"
-    )
+from personmae_jax.model_names import Meta, find_names
 
 
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:
@@ -72,7 +21,8 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
       check: A sentence on the verification.
       sha256: Of the file, in hexadecimal.
     """
-    return f"""# {meta["architecture"]}, pretrained as PersonMAE for re-identification
+    trained = "fine-tuned" if meta["finetuned"] else "pretrained as PersonMAE"
+    return f"""# {meta["architecture"]}, {trained} for re-identification
 
 {check}
 
@@ -115,6 +65,7 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
         "safetensors": {"timm": _timm},
         "pass": {"PASS": _pass},
         "huggingface": {"transformers": _transformers},
+        "transreid": {"TransReID, TransReID-SSL": _transreid_test},
     }[layout]
     texts = {title: recipe(file, meta) for title, recipe in recipes.items()}
     told = [f"### {title}\n\n{text}\n" for title, text in texts.items() if text]
@@ -130,7 +81,7 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
 
 
 def _transreid_ssl(file: str, meta: Meta, extra: int = 0) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.transreid_ssl is None:
         return None
     if not _ratio(meta):
@@ -152,7 +103,7 @@ def _pass(file: str, meta: Meta) -> str | None:
 
 
 def _cluster_contrast(file: str, meta: Meta) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.cluster_contrast is None:
         return None
     if not _ratio(meta):
@@ -164,7 +115,7 @@ def _cluster_contrast(file: str, meta: Meta) -> str | None:
 
 
 def _transreid(file: str, meta: Meta) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.transreid is None:
         return None
     if not _is_square(meta):
@@ -178,8 +129,21 @@ def _transreid(file: str, meta: Meta) -> str | None:
 Success: no line `shape do not match`."""
 
 
+def _transreid_test(file: str, meta: Meta) -> str | None:
+    names = find_names(meta)
+    if names is None or names.transreid_ssl is None:
+        return None
+    return f"""\
+    TEST.WEIGHT {file}
+    MODEL.TRANSFORMER_TYPE {names.transreid_ssl}
+    INPUT.SIZE_TEST "{meta["image_size"]}"
+{_pixels(meta)}
+
+`python test.py` then gives this run's scores, but for the interpolation of images."""
+
+
 def _hap(file: str, meta: Meta) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.mae is None:  # HAP has MAE's models
         return None
     size = tuple(meta["grid"])
@@ -192,7 +156,7 @@ Success: the log names no `unexpected_keys`, and as `missing_keys` only the head
 
 
 def _male(file: str, meta: Meta) -> str | None:
-    if _names(meta) is None:
+    if find_names(meta) is None:
         return None
     return f"""\
     MODEL.CHECKPOINT_PATH {file}
@@ -200,7 +164,7 @@ def _male(file: str, meta: Meta) -> str | None:
 
 
 def _mae(file: str, meta: Meta) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.mae is None:
         return None
     if not _is_square(meta):
@@ -212,7 +176,7 @@ Success: only `head` and `fc_norm` are named as missing."""
 
 
 def _oml(file: str, meta: Meta) -> str | None:
-    names = _names(meta)
+    names = find_names(meta)
     if names is None or names.oml is None:
         return None
     if meta["grid"] != [14, 14]:
@@ -224,7 +188,7 @@ It loads strictly: an error otherwise. {_normalise(meta)}"""
 
 
 def _timm(file: str, meta: Meta) -> str:
-    names, size = _names(meta), tuple(meta["image_size"])
+    names, size = find_names(meta), tuple(meta["image_size"])
     if names is not None:
         build = f"""\
     model = timm.create_model(
@@ -251,12 +215,6 @@ def _transformers(file: str, meta: Meta) -> str:
     features = output.last_hidden_state[:, 0]
 
 Success: no weight is named as newly initialised."""
-
-
-def _names(meta: Meta) -> Names | None:
-    if (meta["mlp_ratio"], meta["patch_size"]) != (4, 16):
-        return None
-    return _NAMES.get((meta["width"], meta["depth"], meta["num_heads"]))
 
 
 def _success(meta: Meta, extra: int = 0, *, head: int) -> str:

@@ -20,11 +20,16 @@ def learning_rate_schedule(
 
     The peak is base_lr * batch_size / 256. Source: MAE, util/lr_sched.py.
     """
-    warmup_steps = min(round(optim.warmup * num_steps), num_steps - 1)
+    peak = optim.base_lr * train.batch_size / 256
+    return warmup_cosine(peak, optim.warmup, num_steps)
+
+
+def warmup_cosine(peak: float, warmup: float, num_steps: int) -> Schedule:
+    """Linear from 0 to `peak` over a share of the steps, then half a cosine to 0."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=optim.base_lr * train.batch_size / 256,
-        warmup_steps=warmup_steps,
+        peak_value=peak,
+        warmup_steps=min(round(warmup * num_steps), num_steps - 1),
         decay_steps=num_steps,
     )
 

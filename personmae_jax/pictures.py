@@ -1,10 +1,11 @@
-"""What a person looks at: reconstructions of RegionB beside what the network saw."""
+"""What a person looks at: RegionB as predicted, and people as they were found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from personmae_jax.data.pipeline import Example
 from personmae_jax.patches import patchify, unpatchify
@@ -14,6 +15,8 @@ Image = UInt8[np.ndarray, "_ _ 3"]
 _GREY = 128
 _MARGIN = 4  # pixels between panels
 _COLOUR_A, _COLOUR_B = (255, 140, 0), (30, 144, 255)  # RGB: orange, blue
+_FRAME, _GAP = 4, 12  # pixels: of a frame, and after a query
+_MATCH, _OTHER, _BLACK = (0, 160, 0), (220, 0, 0), (0, 0, 0)
 _TITLES = ("image", "RegionA", "RegionB", "predicted")
 
 
@@ -42,6 +45,49 @@ def reconstructions(
     ]
     picture = np.concatenate([_side_by_side(row) for row in rows])
     return _titled(picture, predicted.shape[2])
+
+
+def rankings(
+    queries: Sequence[Image],
+    found: Sequence[Sequence[Image]],
+    is_match: Sequence[Bool[np.ndarray, " _k"]],
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """Draws a row a query: it, then what was found, nearest first.
+
+    Who was sought has a green frame, anybody else a red one.
+
+    Args:
+      queries: At least one, all of one size, as are all images.
+      found: Of each query, not all of the same number.
+      is_match: Of each query, which of those are who was sought.
+    """
+    height, width, _ = queries[0].shape
+    longest = max(map(len, found))
+    nothing = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), 255, np.uint8)
+    rows = []
+    for query, images, matches in zip(queries, found, is_match, strict=True):
+        row = [_framed(query, _BLACK), nothing[:, :_GAP]]
+        row += [
+            _framed(image, _MATCH if match else _OTHER)
+            for image, match in zip(images, matches, strict=True)
+        ]
+        row += [nothing] * (longest - len(images))
+        rows.append(_side_by_side(row))
+    picture = np.concatenate(rows)
+    return np.concatenate([_numbered_head(picture, width, longest), picture])
+
+
+def _framed(image: Image, colour: tuple[int, int, int]) -> Image:
+    height, width, _ = image.shape
+    framed = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), colour, np.uint8)
+    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = image
+    return framed
+
+
+def _numbered_head(picture: Image, width: int, count: int) -> Image:
+    step = width + 2 * _FRAME + _MARGIN
+    places = {str(i + 1): (i + 1) * step + _GAP + _MARGIN for i in range(count)}
+    return _head(picture.shape[1], {"query": 0} | places)
 
 
 def _with_boxes(example: Example) -> Image:
@@ -78,12 +124,22 @@ def _titled(rows: Image, panel_width: int) -> Image:
     """Small inputs are enlarged to 128 pixels a panel; titles stand above."""
     scale = -(-128 // panel_width)
     rows = rows.repeat(scale, axis=0).repeat(scale, axis=1)
-    head = np.full((24, rows.shape[1], 3), 255, np.uint8)
     step = rows.shape[1] // len(_TITLES)
-    for i, title in enumerate(_TITLES):
-        colour = {"RegionA": _COLOUR_A, "RegionB": _COLOUR_B}.get(title, (0, 0, 0))
-        at = (i * step + 4, 17)
+    places = {title: i * step for i, title in enumerate(_TITLES)}
+    colours = {"RegionA": _COLOUR_A, "RegionB": _COLOUR_B}
+    return np.concatenate([_head(rows.shape[1], places, colours), rows])
+
+
+def _head(
+    width: int,
+    places: Mapping[str, int],
+    colours: Mapping[str, tuple[int, int, int]] = MappingProxyType({}),
+) -> Image:
+    """A white line with titles, each from its column on."""
+    head = np.full((24, width, 3), 255, np.uint8)
+    for title, x in places.items():
+        at, colour = (x + 4, 17), colours.get(title, _BLACK)
         cv2.putText(
             head, title, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA
         )
-    return np.concatenate([head, rows])
+    return head

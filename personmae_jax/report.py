@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,15 @@ from personmae_jax.experiment import Experiment
 from personmae_jax.metrics import MetricsWriter, params_sha256
 from personmae_jax.progress import Progress
 
+Scores = Mapping[str, float]
+
 _COLLAPSED = 0.1  # a teacher_std below it is said; ours
 _LEARNT = 0.2  # a last feature_explained below it is said; ours
+_SUMMARISED = (
+    *("pixel_loss", "feature_loss", "feature_explained", "teacher_std"),
+    # The first are of the untrained network.
+    *("retrieval_mAP", "retrieval_rank1", "occluded_mAP"),
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,6 +44,8 @@ class _Step:
     counts: dict[str, int]  # of this host's rows
     data_seconds: float  # the loop waited for this host's rows
     done_at: float = math.nan  # monotonic seconds
+    resumed_at: float = -math.inf  # after its scores were made
+    scores: Scores = dataclasses.field(default_factory=dict)
 
 
 class Report:
@@ -62,6 +71,7 @@ class Report:
         self._row_step, self._row_time = start, time.monotonic()
         self._examples: list[Example] = []
         self._has_warned = False
+        self._shown = ""  # of the latest scores
         self._closing = contextlib.ExitStack()
         self._writer = self._progress = None
         if workdir is not None:
@@ -113,7 +123,7 @@ class Report:
         """Checks every step noted so far and writes the rows that are due.
 
         Rows are due every `log.every_steps`, at the first and the last step, and
-        wherever an image was bad.
+        wherever an image was bad or the networks were evaluated.
 
         Args:
           final_params: After the last step of the run: its row carries their hash.
@@ -128,9 +138,29 @@ class Report:
         fetched = jax.device_get([p.metrics for p in pending])
         counts = _sum_over_hosts([p.counts for p in pending])
         for p, metrics, count in zip(pending, fetched, counts, strict=True):
-            _check_finite(p.step, metrics)
-            if self._is_due(p.step) or count["bad_images"]:
-                self._write_row(p, {**metrics, **count}, final_params)
+            check_finite(p.step, metrics)
+            if self._is_due(p.step) or count["bad_images"] or p.scores:
+                self._write_row(p, {**metrics, **count, **p.scores}, final_params)
+
+    def evaluate(self, step: int, make_scores: Callable[[], Scores]) -> None:
+        """Adds scores to the row of the step noted last; they take no time off it.
+
+        Args:
+          step: That step; 0, before the first, gets a row of its own.
+          make_scores: Returns them by name, the same on every host.
+        """
+        if self._pending:
+            self._wait()
+        scores = make_scores()
+        mean_ap, rank1 = scores["retrieval_mAP"], scores["retrieval_rank1"]
+        self._shown = f"mAP {mean_ap:.3f}  rank-1 {rank1:.3f}  "
+        if self._pending:
+            self._pending[-1].scores = scores
+            self._pending[-1].resumed_at = time.monotonic()
+        else:
+            self._row_time = time.monotonic()
+            if self._writer is not None:
+                self._writer.write(step, scores)
 
     def flush(self) -> None:
         """Brings all rows to storage; call it before a checkpoint newer than they."""
@@ -162,7 +192,8 @@ class Report:
 
     def _wait(self) -> None:
         jax.block_until_ready(self._pending[-1].metrics)
-        self._pending[-1].done_at = time.monotonic()
+        if math.isnan(self._pending[-1].done_at):
+            self._pending[-1].done_at = time.monotonic()
 
     def _is_due(self, step: int) -> bool:
         return step % self._experiment.cfg.log.every_steps == 0 or step in (
@@ -171,12 +202,15 @@ class Report:
         )
 
     def _write_row(
-        self, p: _Step, values: Mapping[str, np.ndarray | int], final_params: PyTree
+        self,
+        p: _Step,
+        values: Mapping[str, np.ndarray | int | float],
+        final_params: PyTree,
     ) -> None:
         cfg, num_steps = self._experiment.cfg, self._experiment.num_steps
         num_images = (p.step - self._row_step) * cfg.train.batch_size
         images_per_second = num_images / (p.done_at - self._row_time)
-        self._row_step, self._row_time = p.step, p.done_at
+        self._row_step, self._row_time = p.step, max(p.done_at, p.resumed_at)
         row = {
             **values,
             "images_per_second": images_per_second,
@@ -187,7 +221,9 @@ class Report:
         if self._writer is not None and self._progress is not None:
             self._warn(p.step, row)
             self._writer.write(p.step, row)
-            self._progress.update(p.step, float(values["loss"]), images_per_second)
+            self._progress.update(
+                p.step, float(values["loss"]), images_per_second, self._shown
+            )
 
     def _warn(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Says once that the teacher collapses, and at the end if little was learnt."""
@@ -211,16 +247,16 @@ class Report:
 
 
 def summarise(workdir: epath.Path, num_steps: int) -> str:
-    """What a person reads after a finished run: the losses, and where everything is."""
+    """What a person reads after a finished run: numbers, and where everything is."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
-    losses = "".join(
-        f"\n  {name:18}{first[name]:.3f} -> {last[name]:.3f}"
-        for name in ("pixel_loss", "feature_loss", "feature_explained", "teacher_std")
-        if name in first
-    )
+    rows = [json.loads(line) for line in lines]
+    numbers = ""
+    for name in _SUMMARISED:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            numbers += f"\n  {name:18}{values[0]:.3f} -> {values[-1]:.3f}"
     return f"""\
-Finished {num_steps} steps: first step -> last step{losses}
+Finished {num_steps} steps: first -> last{numbers}
 Where everything is:
   pictures          {workdir / "pictures" / f"{num_steps}.png"}
   metrics           {workdir / "metrics.jsonl"}
@@ -232,7 +268,8 @@ Next, on your own images:
     --config.data.source=folder --config.data.path=IMAGES"""
 
 
-def _check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
+def check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Raises RunError if a loss or a norm is not finite."""
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise RunError(

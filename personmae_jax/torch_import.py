@@ -3,26 +3,19 @@
 import contextlib
 import json
 import math
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from scipy import ndimage
 
 from personmae_jax import torch_read, torch_weights
 from personmae_jax.config import Config
 from personmae_jax.errors import ConfigError
+from personmae_jax.torch_positions import choose_positions, find_grid
 from personmae_jax.torch_read import Stored
-from personmae_jax.torch_recognise import recognise
+from personmae_jax.torch_recognise import Recognised, architecture, recognise
 
 Tensors = dict[str, np.ndarray]
-Grid = tuple[int, int]
-
-# Largest difference of a sine-cosine table from ours: some compute it in float32, and
-# some files are of half precision.
-_TABLE_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-3, "bfloat16": 5e-3}
-_RATIOS = (1, 2, 3)  # height / width of the grids that ViTs are pretrained on
 
 
 class Imported(NamedTuple):
@@ -45,16 +38,8 @@ def read_encoder(cfg: Config) -> Imported:
         describes; lists every tensor that is missing, left over or does not fit.
     """
     path = str(cfg.init.torch_weights)
-    opened = torch_read.open_file(path)
-    found = recognise(opened.tree)
-    if found is None:
-        raise ConfigError(
-            f"config.init.torch_weights={path} holds no ViT, or several: one name must "
-            "be cls_token, after prefixes; at its top are "
-            f"{', '.join(map(str, opened.tree)) or 'no names'}"
-        )
+    found, meta = _open(path)
     tensors, problems = _read_tensors(found.tensors, cfg)
-    meta = _own_meta(opened)
     heads = meta.get("num_heads", cfg.encoder.num_heads)
     if heads != cfg.encoder.num_heads:  # no shape tells it
         problems.append(f"made for --config.encoder.num_heads={heads}")
@@ -63,9 +48,8 @@ def read_encoder(cfg: Config) -> Imported:
             f"config.init.torch_weights={path} is not the encoder of these settings"
             f"{_hint(found.tensors, cfg)}:\n  " + "\n  ".join(problems)
         )
-    table = tensors.pop("pos_embed")
-    tolerance = _TABLE_TOLERANCE[found.tensors["pos_embed"].dtype]
-    positions, note = _positions(table, tolerance, meta, cfg)
+    table, dtype = tensors.pop("pos_embed"), found.tensors["pos_embed"].dtype
+    positions, note = choose_positions(table, dtype, meta, cfg)
     notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
     if found.dropped:
         notes.append(f"Left out of it: {', '.join(found.dropped)}.")
@@ -81,6 +65,59 @@ def read_encoder(cfg: Config) -> Imported:
     if cfg.encoder.learned_positions:
         params["pos_embed"] = positions
     return Imported(params, tuple(notes))
+
+
+def read_settings(path: str, size: tuple[int, int] | None = None) -> Config:
+    """Returns settings with which `read_encoder` reads the encoder in a file as it is.
+
+    The architecture is that of the file's shapes, with heads 64 wide unless the file
+    says otherwise, and the input's statistics are ImageNet's, unless it does.
+
+    Args:
+      path: Of a .pth, .pt or .safetensors file.
+      size: Height and width of the images in pixels; None: what its positions are for.
+
+    Raises:
+      ConfigError: The file cannot be read or holds no ViT; we have no such ViT, or the
+        size that its positions are for cannot be told.
+    """
+    found, meta = _open(path)
+    cfg = Config()
+    cfg.init.torch_weights = path
+    for name, value in architecture(found.tensors).items():
+        setattr(cfg.encoder, name, value)
+    if isinstance(heads := meta.get("num_heads"), int):
+        cfg.encoder.num_heads = heads
+    for name in ("mean", "std"):
+        if (values := _numbers(meta.get(name))) is not None:
+            setattr(cfg.data, name, values)
+    _check_architecture(cfg)
+    table = found.tensors.get("pos_embed")
+    if not isinstance(table, Stored) or not _is_table(table.shape, cfg.encoder.width):
+        return cfg  # `read_encoder` lists whatever does not fit
+    try:
+        array = table.array()
+    except ValueError as e:
+        raise ConfigError(f"config.init.torch_weights={path}: pos_embed is {e}") from e
+    grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
+    patch = cfg.encoder.patch_size
+    cfg.data.height, cfg.data.width = size or (grid[0] * patch, grid[1] * patch)
+    if not cfg.encoder.learned_positions and cfg.grid != grid:
+        cfg.encoder.code_grid = grid
+    return cfg
+
+
+def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
+    """The encoder's tensors in a file, and what the file says of itself."""
+    opened = torch_read.open_file(path)
+    found = recognise(opened.tree)
+    if found is None:
+        raise ConfigError(
+            f"config.init.torch_weights={path} holds no ViT, or several: one name must "
+            "be cls_token, after prefixes; at its top are "
+            f"{', '.join(map(str, opened.tree)) or 'no names'}"
+        )
+    return found, _own_meta(opened)
 
 
 def _read_tensors(found: dict[str, Any], cfg: Config) -> tuple[Tensors, list[str]]:
@@ -113,122 +150,17 @@ def _read_tensors(found: dict[str, Any], cfg: Config) -> tuple[Tensors, list[str
 
 def _hint(found: dict[str, Any], cfg: Config) -> str:
     """The settings that the file's shapes speak for, where they are others."""
-    shapes = {n: value.shape for n, value in found.items() if isinstance(value, Stored)}
-    if any(name.startswith("patch_embed.conv") for name in shapes):
+    if any(name.startswith("patch_embed.conv") for name in found):
         return ", its stem is convolutional (the ICS models of TransReID-SSL and PASS)"
-    blocks = [re.match(r"blocks\.(\d{1,3})\.", name) for name in shapes]
-    width = shapes["cls_token"][-1] if shapes.get("cls_token") else cfg.encoder.width
-    patch = shapes.get("patch_embed.proj.weight", ())[-1:]
-    hidden = shapes.get("blocks.0.mlp.fc1.weight", ())[:1]
-    there = {
-        "width": width,
-        "depth": 1 + max([int(block[1]) for block in blocks if block], default=-1),
-        "num_heads": width // 64,  # as every ViT of these projects has
-        "mlp_ratio": hidden[0] // max(width, 1) if hidden else cfg.encoder.mlp_ratio,
-        "patch_size": patch[0] if patch else cfg.encoder.patch_size,
-    }
-    if width == cfg.encoder.width:
-        del there["num_heads"]  # no shape tells it
+    there = architecture(found)
+    if there.get("width", cfg.encoder.width) == cfg.encoder.width:
+        there.pop("num_heads", None)  # no shape tells it
     other = [
         f"--config.encoder.{name}={value}"
         for name, value in there.items()
         if value != getattr(cfg.encoder, name)
     ]
     return f", which seem to be {' '.join(other)}" if other else ""
-
-
-def _positions(
-    table: Float32[np.ndarray, "1 t d"],
-    tolerance: float,
-    meta: dict[str, Any],
-    cfg: Config,
-) -> tuple[np.ndarray, str]:
-    """Returns the positions to start from, with the cls row, and a note on them.
-
-    Raises:
-      ConfigError: They would have to be learned, or their grid cannot be told.
-    """
-    codes = torch_weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
-    trained = {cfg.grid, _meta_grid(meta, "trained_grid") or cfg.grid}
-    coded = _sine_cosine_grids(table, tolerance, trained)
-    here, count = _say(cfg.grid), table.shape[1] - 1
-    if not cfg.encoder.learned_positions:
-        if coded is None:
-            raise ConfigError(
-                f"config.init.torch_weights={cfg.init.torch_weights} has a position "
-                f"table of {count} patches that is not the fixed sine-cosine one; "
-                "--config.encoder.learned_positions=true loads, resamples and trains it"
-            )
-        is_same = coded == (cfg.grid, cfg.grid)
-        return (
-            codes,
-            f"Its positions are the fixed codes of {_say(coded[0])} patches, "
-            + ("as here." if is_same else f"here those of {here} are used."),
-        )
-    grid = coded[0] if coded else _learned_grid(count, _meta_grid(meta, "grid"), cfg)
-    if grid == cfg.grid:
-        return table, f"Its {here} positions are loaded and will be trained."
-    if coded:
-        return codes, f"Its positions are fixed codes; those of {here} will be trained."
-    return resample_positions(table, grid, cfg.grid), (
-        f"Its {_say(grid)} positions were resampled to {here} and will be trained."
-    )
-
-
-def _sine_cosine_grids(
-    table: Float32[np.ndarray, "1 t d"], tolerance: float, trained: set[Grid]
-) -> tuple[Grid, Grid] | None:
-    """The grid whose codes `table` holds, and the one in whose coordinates."""
-    count, width = table.shape[1] - 1, table.shape[2]
-    for rows in range(1, count + 1):
-        if count % rows:
-            continue
-        grid = (rows, count // rows)
-        for coordinates in {grid} | trained:
-            codes = torch_weights.position_table(width, coordinates, grid)
-            if np.abs(table - codes).max() <= tolerance:
-                return grid, coordinates
-    return None
-
-
-def _learned_grid(count: int, told: Grid | None, cfg: Config) -> Grid:
-    """The grid of a learned table, by our exports' word or by its number of patches."""
-    grids = {cfg.grid} if cfg.num_patches == count else set()
-    for ratio in _RATIOS:
-        columns = math.isqrt(count // ratio)
-        if ratio * columns**2 == count:
-            grids.add((ratio * columns, columns))
-    if told and told[0] * told[1] == count:
-        grids = {told}
-    if len(grids) == 1:
-        return grids.pop()
-    could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1 nor 3:1"
-    raise ConfigError(
-        f"config.init.torch_weights={cfg.init.torch_weights} has learned positions of "
-        f"{count} patches, whose rows and columns cannot be told ({could}); export it "
-        "for the grid of this run"
-    )
-
-
-def resample_positions(
-    table: Float32[np.ndarray, "1 t d"], grid: Grid, new: Grid
-) -> Float32[np.ndarray, "1 u d"]:
-    """Returns a learned table on another grid over the same image; cls keeps its row.
-
-    Bilinear between patch centres, constant beyond the outermost.
-
-    Source: TransReID, vit_pytorch.py, `resize_pos_embed` (MAE and HAP take bicubic).
-    """
-    if new == grid:
-        return table
-    patches = table[0, 1:].astype(np.float64).reshape(*grid, -1)
-    zoom = (new[0] / grid[0], new[1] / grid[1], 1)
-    patches = np.asarray(
-        ndimage.zoom(patches, zoom, order=1, mode="nearest", grid_mode=True), np.float32
-    )
-    return np.concatenate(
-        [table[:, :1], patches.reshape(1, -1, table.shape[2])], axis=1
-    )
 
 
 def fold_normalisation(
@@ -251,6 +183,30 @@ def fold_normalisation(
     }
 
 
+def _check_architecture(cfg: Config) -> None:
+    """Raises ConfigError if no encoder of ours is like this."""
+    encoder = cfg.encoder
+    counts = (encoder.width, encoder.depth, encoder.mlp_ratio, encoder.patch_size)
+    heads = encoder.num_heads
+    if min(*counts, heads) < 1 or encoder.width % heads or encoder.width % 4:
+        raise ConfigError(
+            f"config.init.torch_weights={cfg.init.torch_weights} holds a ViT that is "
+            f"unknown here: {encoder.width} wide, {encoder.depth} blocks, {heads} heads"
+        )
+
+
+def _is_table(shape: tuple[int, ...], width: int) -> bool:
+    return len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] == width
+
+
+def _numbers(value: Any) -> tuple[float, float, float] | None:
+    """Three finite numbers, as our exports write them."""
+    match value:
+        case [float(r), float(g), float(b)] if math.isfinite(r + g + b):
+            return r, g, b
+    return None
+
+
 def _own_meta(opened: torch_read.Opened) -> dict[str, Any]:
     """What our exports say of themselves; of other files usually nothing."""
     meta = opened.tree.get("meta", opened.metadata)
@@ -263,14 +219,3 @@ def _own_meta(opened: torch_read.Opened) -> dict[str, Any]:
                 value = json.loads(value)  # safetensors has strings alone
         found[name] = value
     return found
-
-
-def _meta_grid(meta: dict[str, Any], name: str) -> Grid | None:
-    match meta.get(name):
-        case [int(rows), int(columns)] if 0 < rows < 1000 and 0 < columns < 1000:
-            return rows, columns
-    return None
-
-
-def _say(grid: Grid) -> str:
-    return f"{grid[0]} x {grid[1]}"

@@ -6,6 +6,8 @@ Layouts:
   safetensors: the same tensors in a file that needs no torch.
   pass: as mae, with the positions split and three part tokens added: PASS.
   huggingface: a folder for `transformers.ViTModel.from_pretrained`.
+  transreid: of a fine-tuned run, the bare dict that TransReID and its kin test:
+    the encoder below `base.`, and the head of `head_tensors`.
 """
 
 import io
@@ -34,6 +36,7 @@ HUGGINGFACE = {  # names of transformers 4; 5 renames them as it reads
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
+_HEAD = ("bottleneck.", "classifier.")
 _QKV = ("query", "key", "value")
 
 
@@ -46,12 +49,14 @@ class Layout(NamedTuple):
         the library raises if they are not there.
       suffixes: Of the path; none for a folder.
       needs_torch: To be written.
+      needs_head: Is written of a fine-tuned run only, with its `head_tensors`.
     """
 
     write: Callable[[pathlib.Path, Tensors, Meta], None]
     read: Callable[[pathlib.Path], Tensors]
     suffixes: tuple[str, ...] = (".pth", ".pt")
     needs_torch: bool = True
+    needs_head: bool = False
 
 
 def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -78,6 +83,45 @@ def join_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
             raise RunError(f"part token {i} differs from cls")
     tensors["pos_embed"] = np.concatenate([cls_pos, tensors["pos_embed"]], axis=1)
     return tensors
+
+
+def head_tensors(head: Mapping[str, Any], step: int) -> Tensors:
+    """Returns the head of a fine-tuned run by TransReID's names.
+
+    Args:
+      head: Of `checkpoint.restore_head`.
+      step: Of the checkpoint.
+    """
+    params, statistics = head["params"], head["statistics"]
+    scale = np.asarray(params["bottleneck"]["scale"], np.float32)
+    tensors = {
+        "bottleneck.weight": scale,
+        "bottleneck.bias": np.zeros_like(scale),
+        "bottleneck.running_mean": np.asarray(statistics["mean"], np.float32),
+        "bottleneck.running_var": np.asarray(statistics["var"], np.float32),
+        "bottleneck.num_batches_tracked": np.array(step, np.int64),
+        "classifier.weight": np.ascontiguousarray(params["classifier"]["kernel"].T),
+    }
+    if "camera_embed" in params:
+        tensors["sie_embed"] = np.asarray(params["camera_embed"])[:, None].copy()
+    return tensors
+
+
+def to_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Returns all tensors, the encoder's and `sie_embed` below "base."."""
+    return {
+        name if name.startswith(_HEAD) else f"base.{name}": array
+        for name, array in tensors.items()
+    }
+
+
+def from_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Returns the encoder's tensors among those of `to_transreid`."""
+    encoder = {
+        n.removeprefix("base."): a for n, a in tensors.items() if n[:5] == "base."
+    }
+    encoder.pop("sie_embed", None)
+    return encoder
 
 
 def to_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -214,6 +258,11 @@ LAYOUTS = {
             path, {"model": split_positions(tensors), "meta": meta}
         ),
         lambda path: join_positions(_load_torch(path, "model")),
+    ),
+    "transreid": Layout(
+        lambda path, tensors, _: _save_torch(path, to_transreid(tensors)),
+        lambda path: from_transreid(_load_torch(path, None)),
+        needs_head=True,
     ),
     "huggingface": Layout(
         _save_huggingface,

@@ -30,7 +30,7 @@ _DROPPED = re.compile(
     r"decoder_.*|decoder\..*|mask_token|masked_embed"
     r"|head\..*|head_dist\..*|dist_token|fc_norm\..*|pre_logits\..*|lm_head\..*"
     r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
-    r"|part_token[123]|part[123]_pos"
+    r"|part_token[123]|part[123]_pos|sie_embed"
 )
 
 
@@ -162,3 +162,28 @@ def _concatenate(parts: list[Any], axis: int) -> Stored | None:
         parts[0].dtype,
         lambda: np.concatenate([part.array() for part in parts], axis),
     )
+
+
+def architecture(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Returns what shapes tell of an encoder, as fields of `config.EncoderConfig`.
+
+    No shape tells the number of heads: it is given for heads 64 wide, which every ViT
+    of these projects has. What there is no tensor for is left out.
+
+    Args:
+      tensors: By timm's names, as `recognise` returns them.
+    """
+    shapes = {
+        n: value.shape for n, value in tensors.items() if isinstance(value, Stored)
+    }
+    blocks = [re.match(r"blocks\.(\d{1,3})\.", name) for name in shapes]
+    told = {}
+    if width := shapes.get("cls_token", ())[-1:]:
+        told = {"width": width[0], "num_heads": max(1, width[0] // 64)}
+        if hidden := shapes.get("blocks.0.mlp.fc1.weight", ())[:1]:
+            told["mlp_ratio"] = hidden[0] // max(width[0], 1)
+    if depth := [int(block[1]) for block in blocks if block]:
+        told["depth"] = 1 + max(depth)
+    if patch := shapes.get("patch_embed.proj.weight", ())[-1:]:
+        told["patch_size"] = patch[0]
+    return told

@@ -1,10 +1,12 @@
-"""The host loop: data, step, metrics, pictures, checkpoints."""
+"""The host loop: data, step, metrics, pictures, retrieval scores, checkpoints."""
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import time
+from collections.abc import Iterator
 from concurrent import futures
 
 import jax
@@ -20,6 +22,7 @@ from personmae_jax.data.records import Records
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.experiment import Experiment
 from personmae_jax.profiling import Trace
+from personmae_jax.reid.monitor import Monitor, open_people
 from personmae_jax.report import Report, summarise
 from personmae_jax.state import TrainState
 from personmae_jax.storage import open_path
@@ -43,20 +46,20 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
       The exit code, FINISHED or INTERRUPTED.
 
     Raises:
-      ConfigError: The settings do not fit the devices, the data, the workdir or the
-        file of config.init.
+      ConfigError: The settings do not fit the devices, the data, the workdir, the
+        folder of config.eval or the file of config.init.
       RunError: The run had to stop: a non-finite loss, too many bad images, a full
         disk. Checkpoints saved before are good.
     """
     num_steps = experiments.count_steps(cfg, len(records))
-    imported = None
+    people, imported = open_people(cfg), None
     if cfg.init.torch_weights is not None and not has_checkpoint(workdir):
         # Before any device work: a file that does not fit is told at once.
         imported = torch_import.read_encoder(cfg)
     check(cfg, jax.device_count())  # before a mesh is made of them
     experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), num_steps)
     path, is_main = open_path(workdir), jax.process_index() == 0
-    _keep_compiled(path)
+    keep_compiled(path)
     with contextlib.ExitStack() as stack:
         lock = None
         if is_main:
@@ -96,25 +99,12 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
             Report(experiment, path if is_main else None, records, batches, start)
         )
         trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
-        try:
+        with device_errors("a larger --config.train.accumulate"):
             experiment = dataclasses.replace(experiment, train_step=compiled.result())
             last = train(
-                experiment, state, start, stream, report, checkpoints, lock, trace
+                *(experiment, state, start, stream, report, checkpoints, lock, trace),
+                None if people is None else Monitor(experiment, people),
             )
-        except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
-            if "RESOURCE_EXHAUSTED" in str(e):
-                raise RunError(
-                    f"out of memory on the device ({first_line(e)}); use a smaller "
-                    "--config.train.batch_size, a larger --config.train.accumulate, "
-                    "--config.train.remat=block, or more devices"
-                ) from e
-            if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
-                raise
-            raise RunError(
-                f"another process of this run has died or cannot be reached "
-                f"({first_line(e)}); its log tells why; start all of them again to go "
-                "on from the last checkpoint"
-            ) from e
     if is_main:
         print(
             summarise(path, num_steps)
@@ -135,7 +125,34 @@ def _initial_state(experiment: Experiment, imported: Imported | None) -> TrainSt
     return experiment.init_state(sharding.replicate(imported.params, experiment.mesh))
 
 
-def _keep_compiled(workdir: epath.Path) -> None:
+@contextlib.contextmanager
+def device_errors(mend: str) -> Iterator[None]:
+    """Turns what devices and other processes do to a run into one line.
+
+    Args:
+      mend: What else saves memory there.
+
+    Raises:
+      RunError: The memory of a device does not suffice, or another process has died.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
+        if "RESOURCE_EXHAUSTED" in str(e):
+            raise RunError(
+                f"out of memory on the device ({first_line(e)}); use a smaller batch, "
+                f"{mend}, --config.train.remat=block, or more devices"
+            ) from e
+        if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
+            raise
+        raise RunError(
+            f"another process of this run has died or cannot be reached "
+            f"({first_line(e)}); its log tells why; start all of them again to go "
+            "on from the last checkpoint"
+        ) from e
+
+
+def keep_compiled(workdir: epath.Path) -> None:
     """Lets the next start find what this one compiles, wherever it runs.
 
     JAX_COMPILATION_CACHE_DIR, if set, says where instead.
@@ -154,18 +171,21 @@ def train(
     checkpoints: Checkpoints,
     lock: Workdir | None,
     trace: Trace,
+    monitor: Monitor | None = None,
 ) -> int:
     """The steps after `start`, two of them in flight.
 
     While the devices compute one step, the next one's batch is on its way to them:
     nothing here waits for a step before the one after it has been dispatched, but for
-    a picture, a checkpoint and the end.
+    a picture, retrieval scores, a checkpoint and the end.
 
     Returns:
       The last step, which is saved: `num_steps` unless interrupted.
     """
     cfg, num_steps = experiment.cfg, experiment.num_steps
     with jax.transfer_guard("disallow"):
+        if monitor is not None and start == 0:
+            report.evaluate(0, functools.partial(monitor, state))
         for step in range(start + 1, num_steps + 1):
             trace.before(step)
             asked_at = time.monotonic()
@@ -181,6 +201,8 @@ def train(
             is_last = step == num_steps or checkpoints.reached_preemption(step)
             if step == num_steps or step % cfg.log.pictures_every_steps == 0:
                 report.write_picture(step, state.params)
+            if monitor is not None and monitor.is_due(step):
+                report.evaluate(step, functools.partial(monitor, state))
             if is_last or step % cfg.checkpoint.every_steps == 0:
                 # Only what was seen finite is saved, so the last checkpoint is good.
                 report.write(state.params if step == num_steps else None)

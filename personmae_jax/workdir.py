@@ -10,6 +10,7 @@ from etils import epath
 from personmae_jax import lock
 from personmae_jax.config import Config
 from personmae_jax.config_json import (
+    Settings,
     config_from_json,
     config_to_json,
     differences,
@@ -30,6 +31,7 @@ FREE_FIELDS = (
     "config.mesh.",
     "config.checkpoint.",
     "config.log.",
+    "config.eval.",
     "config.export.",
     "config.profile.",
 )
@@ -53,7 +55,7 @@ class Workdir:
     def __init__(
         self,
         path: os.PathLike[str] | str,
-        cfg: Config,
+        cfg: Settings,
         *,
         num_records: int,
         num_steps: int,
@@ -111,7 +113,12 @@ class Workdir:
         write_whole(config, config_to_json(self._cfg))
         write_whole(run, json.dumps(self._run, indent=2) + "\n")
 
-    def _compare_config(self, there: Config) -> None:
+    def _compare_config(self, there: Settings) -> None:
+        if type(there) is not type(self._cfg):
+            raise ConfigError(
+                f"--workdir={self.path} belongs to a run of the other kind, of "
+                "pretraining or of fine-tuning; name another --workdir"
+            )
         here = config_from_json(config_to_json(self._cfg))  # in the same types
         wrong = [
             f"{name}: {values}"
@@ -135,6 +142,16 @@ class Workdir:
 
 def read_config(path: os.PathLike[str] | str) -> Config:
     """The settings of the run in the workdir `path`; creates nothing.
+
+    Of a fine-tuned run, those of its encoder and pixels, as pretraining names them.
+    Raises as `read_settings` does.
+    """
+    settings = read_settings(path)
+    return settings if isinstance(settings, Config) else settings.as_pretraining()
+
+
+def read_settings(path: os.PathLike[str] | str) -> Settings:
+    """The settings of the run in the workdir `path`, of either kind.
 
     Raises:
       ConfigError: No run is there, or its `config.json` is damaged or of another

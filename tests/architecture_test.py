@@ -11,27 +11,31 @@ PACKAGE = ROOT / "personmae_jax"
 
 # From the ground up; of one line, from left to right. A new file gets its place here.
 ORDER = """
-errors config config_check config_json revision storage lock
+errors config config_check reid.finetune_config config_json revision storage lock
 trees patches
 data.workers data.draws data.memory data.regions data.masks data.images
 data.synthetic_person data.synthetic_body data.synthetic_scene
 data.synthetic_occluders data.synthetic
-data.safe_pickle data.listing data.records data.bad_records data.pipeline
-reid.layouts reid.datasets reid.retrieval reid.reranking
+data.safe_pickle data.listing data.records data.bad_records data.batches data.pipeline
+reid.layouts reid.datasets reid.retrieval reid.reranking reid.occlusion
+reid.sampling
 sharding
 models.posembed models.attention models.layers models.encoder models.predictor
 models.personmae
-losses reid.features optim state train_step
+losses reid.distances reid.features reid.finetune_losses reid.finetune_model
+optim state train_step
 metrics progress pictures profiling
 data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources
 data.keep_list data.prepare_plan data.prepare_checks data.prepare_shard
 data.prepare_summary data.prepare_pool data.prepare_check data.prepare_beam
 data.prepare
-workdir distributed checkpoint
-torch_read torch_layouts torch_recognise torch_weights torch_import
-torch_vit verification model_card export
+workdir distributed checkpoint_files checkpoint
+torch_read torch_layouts torch_recognise torch_weights torch_positions torch_import
+torch_vit verification model_names model_card export
 experiment
+reid.evaluation_inputs reid.evaluation reid.monitor
 report train_loop
+reid.finetune_step reid.finetune_init reid.finetune_report reid.finetune
 chips model_flops hlo_text hlo_costs preflight preflight_text
 __init__
 """.split()

@@ -145,6 +145,16 @@ def test_cutting_off_reads_only_the_end(tmp_path):
     assert file.num_bytes < 4 * metrics._BLOCK
 
 
+def test_a_start_at_0_has_its_row_of_step_0_to_come_and_a_resumed_one_keeps_it(
+    tmp_path,
+):
+    for start_step, steps in ((0, (0, 1)), (0, (0, 1, 2)), (1, (2,))):
+        with open_writer(tmp_path, start_step) as writer:
+            for step in steps:
+                writer.write(step, {"loss": 0.0})
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2]
+
+
 def test_on_resume_tensorboard_hides_what_was_logged_after_the_restored_step(tmp_path):
     # The first two starts were killed, one of them before its first checkpoint.
     for start_step, steps in ((0, (1, 2)), (0, (1, 2, 3)), (2, (3, 4))):
@@ -154,7 +164,7 @@ def test_on_resume_tensorboard_hides_what_was_logged_after_the_restored_step(tmp
     assert len(list((tmp_path / "tensorboard").iterdir())) == 3
     starts = [e for e in events(tmp_path) if e.HasField("session_log")]
     # TensorBoard drops what earlier files hold from this step on.
-    assert [(e.step, e.session_log.status) for e in starts] == [(1, 1), (1, 1), (3, 1)]
+    assert [(e.step, e.session_log.status) for e in starts] == [(0, 1), (0, 1), (3, 1)]
 
 
 @pytest.fixture

@@ -107,6 +107,57 @@ def test_a_host_that_stops_does_not_wait_for_the_others(report, monkeypatch):
         note(report, 2, bad=1)
 
 
+@pytest.fixture
+def evaluated(report, tmp_path, clock, capsys):
+    """Rows and output of six steps of a second each, scored before and at the 3rd.
+
+    Rows are due every 50 steps.
+    """
+
+    def make_scores():
+        clock.now += 60
+        return {"retrieval_mAP": 0.25, "retrieval_rank1": 0.5, "occluded_mAP": np.nan}
+
+    report._row_time = clock.now
+    report.evaluate(0, make_scores)
+    for step in range(1, NUM_STEPS + 1):
+        clock.now += 1
+        note(report, step)
+        if step == 3:
+            report.evaluate(step, make_scores)
+    report.write(final_params={})
+    return rows(tmp_path), capsys.readouterr().out
+
+
+def test_scores_come_with_a_row_and_before_the_first_step_as_a_row(evaluated):
+    scored = {row["step"]: row for row in evaluated[0] if "retrieval_mAP" in row}
+    assert [row["step"] for row in evaluated[0]] == [0, 1, 3, NUM_STEPS]
+    assert list(scored) == [0, 3]
+    assert "loss" not in scored[0]
+    assert scored[3]["loss"] == 1.0
+    assert scored[3]["occluded_mAP"] is None  # nan, which JSON does not know
+
+
+def test_evaluating_does_not_count_as_training_slowly(evaluated):
+    speeds = {row["step"]: row.get("images_per_second") for row in evaluated[0]}
+    # Batches of 8. Step 1 was waited for at second 2, step 3 before it was scored.
+    assert speeds[3] == pytest.approx(2 * 8 / 1)
+    assert speeds[NUM_STEPS] == pytest.approx(3 * 8 / 3)
+
+
+def test_the_latest_scores_are_shown(evaluated):
+    assert "mAP 0.250  rank-1 0.500  " in evaluated[1].splitlines()[-1]
+
+
+def test_summary_tells_the_scores_before_the_first_step_and_the_last_ones(
+    evaluated, tmp_path
+):
+    lines = summarise(epath.Path(tmp_path), NUM_STEPS).splitlines()
+    assert "  retrieval_mAP     0.250 -> 0.250" in lines
+    assert "  pixel_loss        0.700 -> 0.700" in lines
+    assert not any("occluded_mAP" in line for line in lines)
+
+
 def test_summary_names_losses_places_and_the_next_command(report, tmp_path):
     note(report, 1, pixel_loss=0.99)
     note(report, NUM_STEPS)

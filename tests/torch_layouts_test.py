@@ -11,7 +11,11 @@ from personmae_jax.torch_layouts import LAYOUTS
 
 torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
 
-ABOUT = {"git_revision": "0123abc", "versions": {"jax": "0.10.2", "numpy": "2.4.6"}}
+ABOUT = {
+    "config": {},
+    "git_revision": "0123abc",
+    "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
+}
 # Loaders of ReID code act on these.
 FORBIDDEN = {
     *("arch", "args", "epoch", "optimizer", "encoder", "teacher", "module"),

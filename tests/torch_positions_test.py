@@ -16,8 +16,8 @@ from personmae_jax.patches import patchify
 from personmae_jax.torch_import import (
     fold_normalisation,
     read_encoder,
-    resample_positions,
 )
+from personmae_jax.torch_positions import resample_positions
 
 # Two blocks of float32 sums in another order.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}

@@ -11,6 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -126,13 +127,19 @@ class EncoderBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], branch_scales: Float[Array, "2 b"] | None = None
+    ) -> Float[Array, "b n d"]:
+        def scaled(branch: Array, i: int) -> Array:
+            if branch_scales is None:
+                return branch
+            return branch * branch_scales[i, :, None, None].astype(self.dtype)
+
         norm = partial(LayerNorm, dtype=self.dtype)
-        x = x + SelfAttention(self.num_heads, self.dtype, name="attn")(
-            norm(name="norm1")(x)
-        )
+        attn = SelfAttention(self.num_heads, self.dtype, name="attn")
+        x = x + scaled(attn(norm(name="norm1")(x)), 0)
         mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")
-        return x + mlp(norm(name="norm2")(x))
+        return x + scaled(mlp(norm(name="norm2")(x)), 1)
 
 
 class DecoderBlock(nn.Module):
@@ -162,6 +169,22 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
     Its backward pass computes the inside again. The names of parameters stay.
     """
     return nn.remat(block) if remat == "block" else block
+
+
+def drop_path_scales(
+    key: Array, depth: int, rate: float, batch_size: int
+) -> Float[Array, "depth 2 b"]:
+    """Draws which branches of a block an image skips: 0, or 1 / (1 - rate of block).
+
+    The rate grows linearly from 0 in the first block to `rate` in the last; attention
+    and MLP are drawn apart.
+
+    Source: `DropPath` and its linspace in timm's vision_transformer.py.
+    """
+    rates = rate * np.arange(depth) / max(depth - 1, 1)
+    kept = (1.0 - rates.astype(np.float32)).reshape(-1, 1, 1)
+    is_kept = jax.random.bernoulli(key, kept, (depth, 2, batch_size))
+    return is_kept / kept
 
 
 def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:

@@ -9,12 +9,13 @@ from jaxtyping import Array, Float, Int
 
 from personmae_jax.config import Config, PredictorConfig, predictor_size
 from personmae_jax.models.encoder import Encoded, Encoder
-from personmae_jax.models.layers import layer_norm
+from personmae_jax.models.layers import drop_path_scales, layer_norm
 from personmae_jax.models.posembed import position_table
 from personmae_jax.models.predictor import Predictor
 
 __all__ = [
     "Encoded",
+    "drop_path_scales",
     "encode",
     "init_params",
     "layer_norm",
@@ -34,6 +35,8 @@ def encode(
     patches: Float[Array, "b v p"],
     visible: Int[Array, "b v"] | None = None,
     *,
+    added: Float[Array, "b d"] | None = None,
+    branch_scales: Float[Array, "depth 2 b"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Encoded:
     """Encodes patches of normalised pixels with a student's or a teacher's encoder.
@@ -43,9 +46,13 @@ def encode(
       encoder_params: `params["encoder"]` or the teacher's parameters.
       patches: The patches that may be seen.
       visible: Raster index of each; None where all patches are given in order.
+      added: To all tokens of an image before the first block.
+      branch_scales: Of `drop_path_scales`, in fine-tuning; None: nothing is dropped.
       dtype: Of matrix products and activations.
     """
-    return _encoder(cfg, dtype).apply({"params": encoder_params}, patches, visible)
+    return _encoder(cfg, dtype).apply(
+        {"params": encoder_params}, patches, visible, added, branch_scales
+    )
 
 
 def predict(
@@ -99,6 +106,7 @@ def _encoder(cfg: Config, dtype: DTypeLike) -> Encoder:
         mlp_ratio=cfg.encoder.mlp_ratio,
         grid=cfg.grid,
         learned_positions=cfg.encoder.learned_positions,
+        code_grid=cfg.encoder.code_grid,
         dtype=dtype,
         remat=cfg.train.remat,
     )

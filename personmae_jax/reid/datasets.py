@@ -9,11 +9,12 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from personmae_jax.config import SyntheticConfig
+from personmae_jax.data import images
 from personmae_jax.data.records import Records, SyntheticRecords
-from personmae_jax.errors import ConfigError
+from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import layouts
 from personmae_jax.reid.layouts import JUNK, LAYOUTS
 
@@ -98,12 +99,20 @@ def open_dataset(
     return dataset
 
 
-def synthetic_dataset(cfg: SyntheticConfig, num_train: int = 0) -> ReidDataset:
+def synthetic_dataset(
+    cfg: SyntheticConfig, num_train: int = 0, query_camera: int | None = None
+) -> ReidDataset:
     """Drawn pedestrians: the first `num_train` identities train, the others test.
 
     The first shot of every camera is a query; the gallery is every image of the test
     identities (the protocol takes away what the query's own camera saw). For people
     that a run has not seen, `cfg.first_identity` lies above the run's own.
+
+    Args:
+      cfg: Who is drawn.
+      num_train: Identities to train on.
+      query_camera: If given, every image of this camera is a query and the gallery is
+        the other cameras', so that nobody is nearer for the place alone.
 
     Raises:
       ConfigError: Nobody is left to test on, or there is only one camera.
@@ -116,17 +125,54 @@ def synthetic_dataset(cfg: SyntheticConfig, num_train: int = 0) -> ReidDataset:
     shape = (cfg.identities, cfg.cameras, cfg.shots)
     identity, camera, shot = np.indices(shape).reshape(3, -1)
     is_train = identity < num_train
+    is_query, is_gallery = shot == 0, np.ones_like(shot, bool)
+    if query_camera is not None:
+        is_query, is_gallery = camera == query_camera, camera != query_camera
     dataset = ReidDataset(
         where=f"{cfg.identities} drawn identities",
         records=SyntheticRecords(cfg),
         identities=cfg.first_identity + identity,
         cameras=camera,
-        query=np.flatnonzero(~is_train & (shot == 0)),
-        gallery=np.flatnonzero(~is_train),
+        query=np.flatnonzero(~is_train & is_query),
+        gallery=np.flatnonzero(~is_train & is_gallery),
         train=np.flatnonzero(is_train),
     )
     _check_retrieval(dataset)
     return dataset
+
+
+def held_out_dataset(own: SyntheticConfig, identities: int = 100) -> ReidDataset:
+    """Drawn people that a run does not know, in two of its cameras.
+
+    Args:
+      own: Whom the run knows; these are the identities after them.
+      identities: How many.
+    """
+    others = SyntheticConfig(
+        identities=identities,
+        cameras=2,
+        first_identity=own.first_identity + own.identities,
+        seed=own.seed,
+    )
+    return synthetic_dataset(others, query_camera=0)
+
+
+def read_image(
+    records: Records, index: int, *, max_pixels: int, min_side: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of one record; limits as of `images.decode`.
+
+    Raises:
+      RunError: It cannot be used; names it. Nothing may stand in for a known person.
+    """
+    try:
+        data = records.read(index)
+        return images.decode(data, max_pixels=max_pixels, min_side=min_side)[0]
+    except (images.BadImage, OSError) as error:
+        raise RunError(
+            f"{records.name(index)} cannot be used ({error}); mend it, or take it "
+            "out of the data set"
+        ) from error
 
 
 def check_training(dataset: ReidDataset) -> None:

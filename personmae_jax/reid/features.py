@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int32, PyTree, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 
 from personmae_jax import losses, sharding
 from personmae_jax.config import Config, DataConfig
 from personmae_jax.data import images
 from personmae_jax.data.records import Records
-from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.data.regions import Box
+from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
+from personmae_jax.reid.datasets import read_image
 
 # (params, images, cameras) -> one feature an image, of any length but 0.
 Encode = Callable[
@@ -25,7 +27,9 @@ Encode = Callable[
 # (pixels, record) -> None: changes a resized image in place, e.g. hides a part of it.
 Change = Callable[[UInt8[np.ndarray, "height width 3"], int], None]
 
-FEATURES = ("cls", "mean", "cls+mean")
+Numbers = Sequence[int] | Int[np.ndarray, " _n"]
+
+FEATURES = ("cls", "mean", "cls+mean", "patches")
 
 
 def make_encode(
@@ -40,7 +44,8 @@ def make_encode(
     Args:
       cfg: Names the architecture and the pixels' statistics.
       feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
-        or both, each of unit length, one after the other.
+        or both, each of unit length, one after the other; or all "patches", each at
+        its place, which takes n times the memory.
       flip: The sum of the features of the image and of its mirror image.
       dtype: Of matrix products and activations.
 
@@ -55,7 +60,11 @@ def make_encode(
         patches = losses.normalised_patches(pixels, cfg)
         tokens = personmae.encode(cfg, params, patches, dtype=dtype).tokens
         tokens = tokens.astype(jnp.float32)
-        parts = {"cls": tokens[:, 0], "mean": jnp.mean(tokens[:, 1:], axis=1)}
+        parts = {
+            "cls": tokens[:, 0],
+            "mean": jnp.mean(tokens[:, 1:], axis=1),
+            "patches": tokens[:, 1:].reshape(len(tokens), -1),
+        }
         return jnp.concatenate([_unit(parts[p]) for p in feature.split("+")], axis=-1)
 
     def encode_both(params: PyTree, pixels: Array, cameras: Array) -> Array:
@@ -90,8 +99,8 @@ class Extractor:
         self,
         params: PyTree,
         records: Records,
-        indices: Sequence[int],
-        cameras: Sequence[int] | None = None,
+        indices: Numbers,
+        cameras: Numbers | None = None,
         change: Change | None = None,
     ) -> Float32[np.ndarray, "n d"]:
         """Returns the features of `indices`, in order, the same on every host.
@@ -99,17 +108,19 @@ class Extractor:
         Args:
           params: As `encode` takes them, on the devices.
           records: Encoded images, the same on every host; a host reads its part.
-          indices: Of the records.
+          indices: Of the records, at least one.
           cameras: That saw each of `indices`; for an `encode` that wants to know.
           change: What is done to every image before it is encoded.
 
         Raises:
           RunError: An image cannot be used; names it.
         """
-        cameras = np.zeros(len(indices)) if cameras is None else cameras
+        if cameras is None:
+            cameras = [0] * len(indices)
         rows = self._batch_size // jax.process_count()
         first = jax.process_index() * rows
-        found, last = [], None
+        found: list[np.ndarray] = []
+        last: jax.Array | None = None
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
             def read(start: int) -> list[futures.Future]:
@@ -136,20 +147,34 @@ class Extractor:
         self, records: Records, index: int, change: Change | None
     ) -> UInt8[np.ndarray, "height width 3"]:
         data = self._data
-        try:
-            image, _ = images.decode(
-                records.read(index), max_pixels=data.max_pixels, min_side=data.min_side
-            )
-        except (images.BadImage, OSError) as error:
-            raise RunError(
-                f"{records.name(index)} cannot be used ({error}); mend it, or take it "
-                "out of the data set"
-            ) from error
+        image = read_image(
+            records, index, max_pixels=data.max_pixels, min_side=data.min_side
+        )
         pixels = np.empty((data.height, data.width, 3), np.uint8)
-        images.crop_resize(image, (0, 0, *image.shape[:2]), pixels)
+        images.crop_resize(image, Box(0, 0, *image.shape[:2]), pixels)
         if change is not None:
             change(pixels, index)
         return pixels
+
+
+def camera_centred(
+    features: Float32[np.ndarray, "n d"], cameras: Int64[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n d"]:
+    """Returns the features, each less the mean of those of its camera.
+
+    An untrained or half-trained encoder tells cameras apart long before people: what
+    one camera's images share outweighs who is in them. This takes it off and asks for
+    no identity. The feature of a camera with one image stays: nothing would be left.
+
+    Source: the idea, Camera-based Batch Normalization (arXiv 2001.08680), which aligns
+    cameras so inside the network.
+    """
+    centred = features.copy()
+    for camera in np.unique(cameras):
+        seen_by = np.flatnonzero(cameras == camera)
+        if len(seen_by) > 1:
+            centred[seen_by] -= features[seen_by].mean(axis=0)
+    return centred
 
 
 def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Int64
 
 from personmae_jax.reid.datasets import JUNK
 
-_BLOCK = 2**26  # distances held at once by default: 256 MiB
+BLOCK = 2**26  # distances held at once by default: 256 MiB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class People:
 def cosine_distances(
     query: Float32[np.ndarray, "q d"],
     gallery: Float32[np.ndarray, "g d"],
-    block: int = _BLOCK,
+    block: int = BLOCK,
 ) -> Iterator[Float32[np.ndarray, "_b g"]]:
     """Yields 1 - cosine in blocks of queries, in order; all of them are q x g.
 
@@ -149,8 +149,17 @@ def _judge(
     return is_junk | (is_same & is_seen), is_same & ~is_seen & ~is_junk
 
 
-def _unit(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    if not np.all(np.isfinite(lengths) & (lengths > 0)):
+def lengths(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
+    """Returns the length of every feature.
+
+    Raises:
+      ValueError: A feature is zero or not finite.
+    """
+    found = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
+    if not np.all(np.isfinite(found) & (found > 0)):
         raise ValueError("a feature is zero or not finite")
-    return features / lengths
+    return found
+
+
+def _unit(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    return features / lengths(features)[:, None]

@@ -1,0 +1,28 @@
+"""Fine-tuning in minutes on a laptop: the small ViT of the quickstart, drawn people.
+
+Command: python launch/finetune.py --config=configs/finetune_quickstart.py
+  --config.init.workdir=runs/quickstart --workdir=runs/finetune_quickstart
+Data: drawn people whom the quickstart has not seen, 128 x 64 pixels; for a folder of
+  your own add --config.data.layout=id_folders --config.data.path=DIR.
+"""
+
+from personmae_jax.config import EncoderConfig
+from personmae_jax.reid.finetune_config import FinetuneConfig
+
+
+def get_config() -> FinetuneConfig:
+    cfg = FinetuneConfig()
+    cfg.encoder = EncoderConfig(width=128, depth=4, num_heads=2)  # the quickstart's
+    cfg.data.layout = "synthetic"
+    cfg.data.height, cfg.data.width = 128, 64
+    cfg.data.synthetic.first_identity = 1000  # the quickstart's are 0 to 499
+    cfg.data.synthetic.identities, cfg.data.synthetic.cameras = 300, 3
+    cfg.data.synthetic_train = 200
+    cfg.augment.padding = 5  # of half the pixels
+    # A small network for a few minutes learns too little rather than by heart.
+    cfg.augment.erase_probability = cfg.head.drop_path = 0.0
+    cfg.optim.base_lr, cfg.optim.layer_decay = 2e-3, 0.75
+    cfg.train.epochs = 20.0
+    cfg.eval.every_epochs = 5.0
+    cfg.log.every_steps = 5
+    return cfg

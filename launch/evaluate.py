@@ -1,0 +1,67 @@
+"""Scores retrieval by an encoder: mAP, CMC and mINP by the Market-1501 protocol.
+
+Example: python launch/evaluate.py --workdir=runs/vitb --dataset=market1501
+  --data=Market-1501-v15.09.15 --out=scores
+
+Or --torch-weights=FILE of a ViT; --dataset=synthetic needs no --data. --out gets
+retrieval.json and ranking.png: queries with what was found, who matches in green.
+Exit codes: 0 scored, 1 failed, 2 wrong arguments, 75 interrupted.
+"""
+
+import dataclasses
+import json
+import signal
+from typing import Any
+
+import command_line
+from absl import flags
+
+_CLUSTER = command_line.define_cluster()
+_REQUEST = (
+    flags.DEFINE_string("workdir", None, "Of a run, a folder or gs://..."),
+    flags.DEFINE_string("torch-weights", None, "Instead: a .pth, .pt or .safetensors."),
+    flags.DEFINE_enum("weights", None, ["student", "teacher"], "student if absent."),
+    flags.DEFINE_integer("step", None, "Of the checkpoint; the latest if absent."),
+    flags.DEFINE_integer(
+        "height", None, "Pixels, with --torch-weights; else the file's.", 1
+    ),
+    flags.DEFINE_integer(
+        "width", None, "Pixels, with --torch-weights; else the file's.", 1
+    ),
+    flags.DEFINE_string("dataset", None, "market1501, msmt17, id_folders, synthetic."),
+    flags.DEFINE_string("data", None, "Folder of the data set."),
+    flags.DEFINE_integer("query-camera", None, "Of id_folders; the lowest if absent."),
+    flags.DEFINE_enum(
+        "feature", "cls", ["cls", "mean", "cls+mean", "patches"], "Of the tokens."
+    ),
+    flags.DEFINE_bool("centre-cameras", False, "Takes each camera's mean feature off."),
+    flags.DEFINE_bool("flip", False, "Adds the feature of the mirror image."),
+    flags.DEFINE_bool("rerank", False, "Scores k-reciprocal distances."),
+    flags.DEFINE_string("out", None, "Folder of what is written."),
+    flags.DEFINE_bool("save-features", False, "Writes features.npz there, too."),
+)
+_JSON = flags.DEFINE_bool("json", False, "Print the scores as JSON, on the last line.")
+for _name in ("coordinator", "num_processes", "process_id"):
+    flags.declare_key_flag(_name)
+
+
+def main() -> None:
+    import jax
+
+    from personmae_jax import distributed
+    from personmae_jax.reid import evaluation
+    from personmae_jax.reid.evaluation_inputs import Request
+
+    asked: dict[str, Any] = {f.name.replace("-", "_"): f.value for f in _REQUEST}
+    if distributed.join(**_CLUSTER()):
+        # jax has taken it over to save a run in good order; here nothing is saved.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    scores = evaluation.evaluate(Request(**asked))
+    if jax.process_index() == 0:
+        print(evaluation.table(scores))
+        if _JSON.value:
+            print(json.dumps(dataclasses.asdict(scores)))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

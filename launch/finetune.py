@@ -1,0 +1,42 @@
+"""Fine-tunes an encoder on images of known people, and scores it by retrieval.
+
+Example: python launch/finetune.py --config=configs/finetune_market1501.py
+  --config.init.workdir=runs/vitb --config.data.path=Market-1501 --workdir=runs/market
+
+Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
+2 wrong settings, 75 interrupted and saved.
+"""
+
+import command_line
+from absl import flags
+
+from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
+
+_CONFIG = command_line.define_config(FinetuneConfig, "configs/finetune_market1501.py")
+_CLUSTER = command_line.define_cluster()
+for _name in ("config", "coordinator", "num_processes", "process_id"):
+    flags.declare_key_flag(_name)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
+)
+
+
+def main() -> int:
+    cfg, workdir = _CONFIG(), _WORKDIR.value
+    if workdir is None:
+        workdir = f"runs/{command_line.config_file().stem}"
+    from personmae_jax.reid import finetune_init, sampling
+
+    finetune_init.settle(cfg, workdir)
+    check_finetuning(cfg)
+    dataset = sampling.open_training(cfg)
+
+    from personmae_jax import distributed
+    from personmae_jax.reid import finetune
+
+    distributed.initialize(**_CLUSTER())
+    return finetune.run(cfg, workdir, dataset)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,99 @@
+"""The files of a checkpoint: which are there, what is in them, and what is wrong."""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from personmae_jax.errors import RunError, first_line
+from personmae_jax.trees import named_leaves
+
+STATE = "state"  # folder of the state inside STEP/
+
+
+def restore_part(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Reads those arrays of STEP/ alone whose structure is `wanted`, as numpy."""
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(
+                folder / STATE,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=jax.tree.map(
+                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+                    ),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as e:  # orbax and tensorstore raise whatever they meet
+        raise damaged(folder, e) from e
+
+
+def whole_steps(folder: epath.Path) -> list[int]:
+    """The steps of all whole checkpoints in a folder, which need not be there."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def find_step(folder: epath.Path, step: int | None) -> int:
+    """Returns `step`, the latest for None; raises RunError if it is not there."""
+    steps = whole_steps(folder)
+    if not steps or step not in (None, *steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        there = f"; there are steps {', '.join(map(str, steps))}" if steps else ""
+        raise RunError(f"{folder} has no whole {wanted}{there}")
+    return steps[-1] if step is None else step
+
+
+def read_structure(folder: epath.Path) -> dict[str, Any]:
+    """Shapes and dtypes in STEP/ as nested dicts and lists."""
+    try:
+        # A Checkpointer would warn: it looks for the metadata of STEP/ in here too.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(folder / STATE).tree
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    except Exception as e:  # orbax and tensorstore raise whatever they meet
+        raise damaged(folder, e) from e
+
+
+def compare(saved: PyTree, wanted: PyTree, folder: epath.Path) -> None:
+    """Raises RunError listing every array in which they differ."""
+    there, here = _describe_leaves(saved), _describe_leaves(wanted)
+    wrong = [
+        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise RunError(
+            f"{folder} does not fit this code and configuration "
+            f"({'; '.join(wrong[:10])}{more}); use those it was saved with "
+            "or another --workdir"
+        )
+
+
+def _describe_leaves(tree: PyTree) -> dict[str, str]:
+    return {
+        name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for name, leaf in named_leaves(tree).items()
+    }
+
+
+def damaged(folder: epath.Path, error: Exception) -> RunError:
+    """What to raise where STEP/ cannot be read."""
+    older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
+    mend = f"remove it to go on from step {older[-1]}" if older else "start a new run"
+    return RunError(f"{folder} cannot be read ({explain(error)}); {mend}")
+
+
+def explain(error: BaseException) -> str:
+    """The cause, short; tensorstore's messages are long and end in source lines."""
+    text = str(error)
+    for cause in ("No space left on device", "File too large", "Disk quota exceeded"):
+        if cause in text:
+            return cause
+    return first_line(error)[:300]

@@ -1,0 +1,224 @@
+"""Whom an encoder finds again: scores, a table, a picture, and features to keep."""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import cv2
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from PIL import Image
+
+from personmae_jax import pictures, sharding
+from personmae_jax.config import DataConfig
+from personmae_jax.errors import RunError, first_line
+from personmae_jax.experiment import matmul_dtype
+from personmae_jax.reid import retrieval
+from personmae_jax.reid.datasets import ReidDataset, read_image
+from personmae_jax.reid.distances import CosineDistances
+from personmae_jax.reid.evaluation_inputs import (
+    Request,
+    Subject,
+    open_folder,
+    open_people,
+    open_subject,
+)
+from personmae_jax.reid.features import Extractor, camera_centred, make_encode
+from personmae_jax.reid.reranking import rerank
+from personmae_jax.reid.retrieval import People, Scores
+
+_IMAGES = 128  # encoded at once by each device
+_SHOWN, _TOP = 8, 10  # queries in ranking.png, and images beside each
+_HEIGHT = 128  # of one of its images, pixels
+
+Features = Float32[np.ndarray, "_n d"]
+
+
+def evaluate(request: Request) -> Scores:
+    """Scores an encoder; all hosts call it alike and get the same.
+
+    Process 0 says what it does, and writes `retrieval.json`, `ranking.png` and, if
+    asked, `features.npz`.
+
+    Raises:
+      ConfigError: The request cannot be met; nothing was done.
+      RunError: A checkpoint is damaged, an image cannot be used, a feature is not
+        finite, or a file cannot be written.
+    """
+    is_main = jax.process_index() == 0
+    subject = open_subject(request)
+    people = open_people(request, subject.cfg.data.synthetic)
+    folder = open_folder(request) if is_main else None
+    mesh = sharding.make_mesh()
+    if is_main:
+        print(_describe(subject, people, mesh), flush=True)
+    query, gallery = _features(request, subject, people, mesh)
+    distances = CosineDistances(mesh)
+    if request.rerank:
+        blocks = rerank(query, gallery, distances=distances)
+    else:
+        blocks = distances(query, gallery)
+    ranking = _Ranking(blocks, people)
+    scores = retrieval.score(ranking, ranking.query, ranking.gallery)
+    if folder is not None:
+        _write_scores(folder, scores)
+        _write_picture(folder, people, ranking, subject.cfg.data)
+        if request.save_features:
+            _write_features(folder, people, query, gallery)
+    return scores
+
+
+def table(scores: Scores) -> str:
+    """The scores for a person to read, means in percent."""
+    cells = {
+        "mAP": f"{scores.mAP:.1%}",
+        "rank-1": f"{scores.rank1:.1%}",
+        "rank-5": f"{scores.rank5:.1%}",
+        "rank-10": f"{scores.rank10:.1%}",
+        "mINP": f"{scores.mINP:.1%}",
+        "queries": f"{scores.queries:,}",
+        "without match": f"{scores.queries_without_match:,}",
+        "gallery": f"{scores.gallery:,}",
+    }
+    widths = [max(len(name), len(text)) for name, text in cells.items()]
+    lines = (cells.keys(), cells.values())
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+class _Ranking:
+    """Blocks of distances on their way to the scores; remembers some rankings.
+
+    Attributes:
+      query: Who is in the queries.
+      gallery: Who is in the gallery.
+      shown: Places of some queries, evenly spread.
+      found: The nearest gallery images of each of these, and which of them match.
+    """
+
+    def __init__(
+        self, blocks: Iterable[Float[np.ndarray, "_b g"]], people: ReidDataset
+    ):
+        self.query = _people(people, people.query)
+        self.gallery = _people(people, people.gallery)
+        last, number = len(people.query) - 1, min(_SHOWN, len(people.query))
+        self.shown = np.linspace(0, last, number).round().astype(int).tolist()
+        self.found: list[tuple[Int64[np.ndarray, " _k"], Bool[np.ndarray, " _k"]]] = []
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, "_b g"]]:
+        start = 0
+        for block in self._blocks:
+            for place in self.shown:
+                if start <= place < start + len(block):
+                    identity = int(self.query.identities[place])
+                    camera = int(self.query.cameras[place])
+                    row = block[place - start]
+                    self.found.append(
+                        retrieval.nearest(row, identity, camera, self.gallery, _TOP)
+                    )
+            start += len(block)
+            yield block
+
+
+def _people(dataset: ReidDataset, records: Int64[np.ndarray, " n"]) -> People:
+    return People(dataset.identities[records], dataset.cameras[records])
+
+
+def _describe(subject: Subject, people: ReidDataset, mesh: Mesh) -> str:
+    encoder, data, devices = subject.cfg.encoder, subject.cfg.data, mesh.devices
+    return (
+        f"{subject.name}: ViT {encoder.width}/{encoder.depth}/{encoder.num_heads} on "
+        f"{data.height} x {data.width} pixels; {len(people.query):,} queries and "
+        f"{len(people.gallery):,} gallery images of {people.where}; on {devices.size} "
+        f"{devices.flat[0].device_kind}"
+    )
+
+
+def _features(
+    request: Request, subject: Subject, people: ReidDataset, mesh: Mesh
+) -> tuple[Features, Features]:
+    """Of the queries, and of the gallery."""
+    cfg = subject.cfg
+    encode = make_encode(
+        cfg, request.feature, flip=request.flip, dtype=matmul_dtype(cfg, mesh)
+    )
+    records = np.concatenate([people.query, people.gallery])
+    batch_size = min(_IMAGES * mesh.size, len(records))
+    extract = Extractor(encode, cfg.data, mesh, batch_size)
+    params = sharding.replicate(subject.params, mesh)
+    features = extract(params, people.records, records, people.cameras[records])
+    if not np.isfinite(features).all():
+        raise RunError(
+            f"{subject.name} gives features that are not finite; take others"
+        )
+    if request.centre_cameras:
+        features = camera_centred(features, people.cameras[records])
+    query, gallery = np.split(features, [len(people.query)])
+    return query, gallery
+
+
+def _write_scores(folder: pathlib.Path, scores: Scores) -> None:
+    text = json.dumps(dataclasses.asdict(scores), indent=2) + "\n"
+    _write(folder / "retrieval.json", lambda file: file.write(text.encode()))
+
+
+def _write_features(
+    folder: pathlib.Path, people: ReidDataset, query: Features, gallery: Features
+) -> None:
+    arrays: dict[str, np.ndarray] = {"query": query, "gallery": gallery}
+    for part, records in (("query", people.query), ("gallery", people.gallery)):
+        arrays[f"{part}_identities"] = people.identities[records]
+        arrays[f"{part}_cameras"] = people.cameras[records]
+        names = [people.records.name(int(record)) for record in records]
+        arrays[f"{part}_names"] = np.array(names)
+    _write(
+        folder / "features.npz",
+        lambda file: np.savez(file, allow_pickle=False, **arrays),
+    )
+
+
+def _write_picture(
+    folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: DataConfig
+) -> None:
+    size = (_HEIGHT, round(_HEIGHT * data.width / data.height))
+
+    def panels(records: Int64[np.ndarray, " k"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+        return [_panel(people, int(record), data, size) for record in records]
+
+    picture = pictures.rankings(
+        panels(people.query[ranking.shown]),
+        [panels(people.gallery[places]) for places, _ in ranking.found],
+        [is_match for _, is_match in ranking.found],
+    )
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="png")
+    _write(folder / "ranking.png", lambda file: file.write(png.getbuffer()))
+
+
+def _panel(
+    people: ReidDataset, record: int, data: DataConfig, size: tuple[int, int]
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """One image in the proportions in which the encoder sees it."""
+    image = read_image(
+        people.records, record, max_pixels=data.max_pixels, min_side=data.min_side
+    )
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _write(file: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
+    """Writes so that a reader finds the old file or the new one, never a part."""
+    part = file.with_name(file.name + ".part")
+    try:
+        with part.open("wb") as f:
+            save(f)
+        part.replace(file)
+    except OSError as e:
+        raise RunError(f"{file} could not be written ({first_line(e)})") from e

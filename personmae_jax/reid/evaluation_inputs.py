@@ -1,0 +1,162 @@
+"""What an evaluation is asked for: the encoder, the people, the folder; no device."""
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+from personmae_jax import torch_import
+from personmae_jax.checkpoint import describe, restore_encoder
+from personmae_jax.config import Config, SyntheticConfig
+from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.reid import datasets
+from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.finetune_config import FinetuneConfig
+from personmae_jax.reid.layouts import LAYOUTS
+from personmae_jax.workdir import read_config, read_settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to evaluate, and on whom: the flags of launch/evaluate.py."""
+
+    workdir: str | None = None  # of a run; or
+    torch_weights: str | None = None  # a .pth, .pt or .safetensors file of a ViT
+    weights: str | None = None  # of a run: "student" (None) or "teacher"
+    step: int | None = None  # of a run; None: the latest, 0: the untrained network
+    height: int | None = None  # of a file: pixels of the images, if not those that
+    width: int | None = None  # its positions are for
+    dataset: str | None = None  # a key of LAYOUTS, or "synthetic"
+    data: str | None = None  # folder of the data set
+    query_camera: int | None = None  # of "id_folders" and "synthetic"
+    feature: str = "cls"  # see reid/features.py
+    centre_cameras: bool = False  # take each camera's mean feature off first
+    flip: bool = False  # the sum with the feature of the mirror image
+    rerank: bool = False  # score k-reciprocal distances
+    out: str | None = None  # folder of what is written; None: nothing
+    save_features: bool = False  # in `out`, too
+
+
+class Subject(NamedTuple):
+    """An encoder.
+
+    Attributes:
+      name: What messages call it.
+      cfg: Its architecture, and the size and statistics of its images.
+      params: Numpy arrays.
+    """
+
+    name: str
+    cfg: Config
+    params: dict[str, Any]
+
+
+def open_subject(request: Request) -> Subject:
+    """Reads the encoder that a request names.
+
+    Raises:
+      ConfigError: It names none or two, or what it names is not there.
+      RunError: The checkpoint is damaged.
+    """
+    if (request.workdir is None) == (request.torch_weights is None):
+        raise ConfigError(
+            "name what to evaluate: either --workdir=RUN or --torch-weights=FILE"
+        )
+    if request.torch_weights is not None:
+        return _open_file(request, request.torch_weights)
+    return _open_run(request, str(request.workdir))
+
+
+def _open_run(request: Request, workdir: str) -> Subject:
+    if request.height is not None or request.width is not None:
+        raise ConfigError(
+            "--height and --width go with --torch-weights; a run has its own size"
+        )
+    settings = read_settings(workdir)
+    if isinstance(settings, FinetuneConfig) and settings.head.use_cameras:
+        raise ConfigError(
+            f"the run in {workdir} was fine-tuned with camera embeddings, which are "
+            "not of its encoder; its own scores are in its retrieval.json"
+        )
+    cfg = read_config(workdir)
+    try:
+        step, _ = describe(workdir, request.step)
+    except RunError as e:
+        raise ConfigError(str(e)) from e  # nothing was done yet
+    weights = request.weights or "student"
+    params = restore_encoder(workdir, step, weights)
+    return Subject(f"the {weights} of {workdir} at step {step}", cfg, params)
+
+
+def _open_file(request: Request, path: str) -> Subject:
+    if request.weights is not None or request.step is not None:
+        raise ConfigError(
+            "--weights and --step go with --workdir; a file has one encoder"
+        )
+    size = None
+    if request.height is not None and request.width is not None:
+        size = request.height, request.width
+    elif request.height is not None or request.width is not None:
+        raise ConfigError("give both --height and --width, in pixels, or neither")
+    try:
+        cfg = torch_import.read_settings(path, size)
+        params = torch_import.read_encoder(cfg).params
+    except ConfigError as e:  # in the words of those who train
+        text = str(e).replace("config.init.torch_weights", "--torch-weights")
+        raise ConfigError(text) from e
+    return Subject(path, cfg, params)
+
+
+def open_people(request: Request, own: SyntheticConfig) -> ReidDataset:
+    """Opens the data set that a request names.
+
+    Args:
+      request: What is asked for.
+      own: The drawn people that the encoder may have seen: the "synthetic" ones are
+        others.
+
+    Raises:
+      ConfigError: There is no such data set, or it is laid out otherwise.
+    """
+    known = (*LAYOUTS, "synthetic")
+    if request.dataset not in known:
+        given = (
+            "no" if request.dataset is None else f"--dataset={request.dataset} is no"
+        )
+        raise ConfigError(f"{given} data set: give --dataset={'|'.join(known)}")
+    if request.dataset == "synthetic":
+        if request.data is not None or request.query_camera is not None:
+            raise ConfigError(
+                "--dataset=synthetic draws its people; leave out --data and "
+                "--query-camera"
+            )
+        return datasets.held_out_dataset(own)
+    if request.data is None:
+        raise ConfigError(f"--dataset={request.dataset} is read from --data=DIR")
+    return datasets.open_dataset(request.dataset, request.data, request.query_camera)
+
+
+def open_folder(request: Request) -> pathlib.Path | None:
+    """Creates the folder `out`, and makes sure that it can be written.
+
+    Raises:
+      ConfigError: It cannot.
+    """
+    if request.out is None:
+        if request.save_features:
+            raise ConfigError("--save-features needs a folder: --out=DIR")
+        return None
+    if "://" in request.out:
+        raise ConfigError(
+            f"--out={request.out} is not local; write it here, then copy it"
+        )
+    folder = pathlib.Path(request.out).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise ConfigError(
+            f"--out={request.out} cannot be written ({first_line(e)}); name another "
+            "folder"
+        ) from e
+    return folder

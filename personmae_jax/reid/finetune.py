@@ -1,0 +1,231 @@
+"""The host loop of fine-tuning: data, step, retrieval scores, checkpoints."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from personmae_jax import sharding
+from personmae_jax.checkpoint import Checkpoints
+from personmae_jax.errors import RunError
+from personmae_jax.experiment import matmul_dtype
+from personmae_jax.reid import retrieval
+from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.features import Change, Extractor
+from personmae_jax.reid.finetune_config import FinetuneConfig, check_devices
+from personmae_jax.reid.finetune_init import read_encoder
+from personmae_jax.reid.finetune_model import make_encode
+from personmae_jax.reid.finetune_report import FinetuneReport
+from personmae_jax.reid.finetune_step import FinetuneState, Finetuning, build
+from personmae_jax.reid.occlusion import occlude
+from personmae_jax.reid.retrieval import People, Scores
+from personmae_jax.reid.sampling import (
+    FinetuneBatches,
+    camera_numbers,
+    num_cameras,
+    num_identities,
+)
+from personmae_jax.storage import open_path
+from personmae_jax.train_loop import (
+    FINISHED,
+    INTERRUPTED,
+    device_errors,
+    keep_compiled,
+)
+from personmae_jax.workdir import Workdir
+
+
+def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
+    """Fine-tunes to the last step or until interrupted; resumes what `workdir` holds.
+
+    Args:
+      cfg: The settings, settled and checked.
+      workdir: A local folder or gs://...
+      dataset: Whom to train on and to seek, checked.
+
+    Returns:
+      The exit code, FINISHED or INTERRUPTED.
+
+    Raises:
+      ConfigError: The settings do not fit the devices, the workdir or what the encoder
+        starts from.
+      RunError: The run had to stop. Checkpoints saved before are good.
+    """
+    check_devices(cfg, jax.device_count())
+    finetuning = build(
+        cfg,
+        sharding.make_mesh(cfg.mesh),
+        num_images=len(dataset.train),
+        num_identities=num_identities(dataset),
+        num_cameras=num_cameras(dataset),
+    )
+    num_steps = finetuning.num_steps
+    path, is_main = open_path(workdir), jax.process_index() == 0
+    keep_compiled(path)
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if is_main:
+            lock = stack.enter_context(
+                Workdir(
+                    workdir, cfg, num_records=len(dataset.train), num_steps=num_steps
+                )
+            )
+        checkpoints = stack.enter_context(
+            Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
+        )
+        start = checkpoints.latest_step() or 0
+        if start >= num_steps:
+            print(
+                f"{path} holds a finished run of {start} steps: nothing to do. "
+                "For a new run name another --workdir."
+            )
+            return FINISHED
+        if start:
+            state = checkpoints.restore(finetuning.abstract_state, start)
+        else:
+            state = _initial_state(finetuning)
+        if is_main:
+            print(_describe(finetuning, dataset, start), flush=True)
+        batches = FinetuneBatches(
+            dataset, cfg, host=jax.process_index(), num_hosts=jax.process_count()
+        )
+        stream = stack.enter_context(
+            contextlib.closing(batches.iterate(start, num_steps))
+        )
+        rows = stack.enter_context(FinetuneReport(finetuning, path, start, is_main))
+        checkpoints.pin(rows.best_step)
+        evaluate = Evaluator(finetuning, dataset)
+        every = max(
+            1, round(cfg.eval.every_epochs * len(dataset.train) / cfg.batch_size)
+        )
+        with device_errors("a smaller --config.eval.batch_size"):
+            last = train(
+                *(finetuning, state, start, stream, rows, checkpoints, lock),
+                *(evaluate, every),
+            )
+    if is_main:
+        print(
+            rows.summarise()
+            if last == num_steps
+            else f"Interrupted: saved step {last} of {num_steps}; start again to go on."
+        )
+    return FINISHED if last == num_steps else INTERRUPTED
+
+
+class Evaluator:
+    """Scores a state by the queries and the gallery; every host calls it alike."""
+
+    def __init__(self, finetuning: Finetuning, dataset: ReidDataset):
+        """Compiles nothing yet."""
+        cfg = finetuning.cfg
+        network = cfg.as_pretraining()
+        encode = make_encode(cfg, matmul_dtype(network, finetuning.mesh))
+        self._extract = Extractor(
+            encode, network.data, finetuning.mesh, cfg.eval.batch_size
+        )
+        self._dataset, self._cameras = dataset, camera_numbers(dataset)
+        self._images = np.union1d(dataset.query, dataset.gallery)
+
+    def __call__(self, state: FinetuneState) -> tuple[Scores, float]:
+        """Returns the scores, and the mAP with a block of every query hidden.
+
+        Raises:
+          RunError: An image cannot be used, or a feature is not finite.
+        """
+        dataset, images = self._dataset, self._images
+        whole = self._features(state, images)
+        query, gallery = (
+            whole[np.searchsorted(images, part)]
+            for part in (dataset.query, dataset.gallery)
+        )
+        hidden = self._features(state, dataset.query, occlude)
+        return self._score(query, gallery), self._score(hidden, gallery).mAP
+
+    def _features(
+        self,
+        state: FinetuneState,
+        images: Int64[np.ndarray, " n"],
+        change: Change | None = None,
+    ) -> Float32[np.ndarray, "n d"]:
+        return self._extract(
+            {"params": state.params, "statistics": state.statistics},
+            self._dataset.records,
+            images,
+            self._cameras[images],
+            change,
+        )
+
+    def _score(
+        self, query: Float32[np.ndarray, "q d"], gallery: Float32[np.ndarray, "g d"]
+    ) -> Scores:
+        asked, stored = (
+            People(self._dataset.identities[part], self._dataset.cameras[part])
+            for part in (self._dataset.query, self._dataset.gallery)
+        )
+        try:
+            distances = retrieval.cosine_distances(query, gallery)
+            return retrieval.score(distances, asked, stored)
+        except ValueError as error:
+            raise RunError(
+                f"people cannot be sought by these features: {error}"
+            ) from error
+
+
+def train(
+    finetuning: Finetuning,
+    state: FinetuneState,
+    start: int,
+    stream,
+    rows: FinetuneReport,
+    checkpoints: Checkpoints,
+    lock: Workdir | None,
+    evaluate: Evaluator,
+    evaluate_every: int,
+) -> int:
+    """The steps after `start`, two of them in flight; returns the last, saved."""
+    cfg, num_steps = finetuning.cfg, finetuning.num_steps
+    with jax.transfer_guard("disallow"):
+        for step in range(start + 1, num_steps + 1):
+            batch = sharding.to_devices(next(stream), finetuning.mesh)
+            state, metrics = finetuning.train_step(state, batch)
+            rows.note(step, metrics)
+            is_evaluated = step == num_steps or step % evaluate_every == 0
+            is_last = step == num_steps or checkpoints.reached_preemption(step)
+            if is_evaluated or is_last or step % cfg.checkpoint.every_steps == 0:
+                rows.check()  # only what was seen finite is scored or saved
+                if is_evaluated:
+                    rows.add_scores(*evaluate(state))
+                    checkpoints.pin(rows.best_step)
+                rows.write(state.params if step == num_steps else None)
+                if lock is not None:
+                    lock.check_held()
+                checkpoints.save(step, state)
+            if is_last:
+                break
+    return step
+
+
+def _initial_state(finetuning: Finetuning) -> FinetuneState:
+    """The state before the first step; says what the encoder is."""
+    encoder, notes = read_encoder(finetuning.cfg)
+    if jax.process_index() == 0:
+        print(*notes, sep="\n", flush=True)
+    if encoder is None:
+        return finetuning.init_state()
+    return finetuning.init_state(sharding.replicate(encoder, finetuning.mesh))
+
+
+def _describe(finetuning: Finetuning, dataset: ReidDataset, start: int) -> str:
+    cfg, devices = finetuning.cfg, finetuning.mesh.devices
+    encoder, data, sampling = cfg.encoder, cfg.data, cfg.sampling
+    first = f"from step {start} " if start else ""
+    return (
+        f"ViT {encoder.width}/{encoder.depth}/{encoder.num_heads} on {data.height} x "
+        f"{data.width} pixels, {len(dataset.train):,} images of "
+        f"{num_identities(dataset):,} people, {len(dataset.query):,} queries in "
+        f"{len(dataset.gallery):,}; {first}to step {finetuning.num_steps:,}, "
+        f"{sampling.identities} x {sampling.images} images a step, on {devices.size} "
+        f"{devices.flat[0].device_kind}; compiling ..."
+    )

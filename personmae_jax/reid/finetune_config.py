@@ -1,0 +1,262 @@
+"""Every setting of supervised fine-tuning: its default, and where that comes from.
+
+`configs/finetune_*.py` return a `FinetuneConfig`. Nothing here imports jax.
+
+Sources: TransReID = arXiv 2102.04378, configs/Market/vit_base.yml and vit_sie.yml;
+TransReID-SSL = 2111.12084, transreid_pytorch/configs/market; HAP = 2310.20695,
+downstream_tasks/person_reid/config_reid.py; BoT = Bag of Tricks, 1903.07071. "ours"
+marks a choice of this project. The optimizer is HAP's as a whole, because it was made
+for a ViT that masked images of people have pretrained; TransReID's, made for ImageNet
+weights, is `optimizer="sgd"` with base_lr 8e-3, weight_decay 1e-4, layer_decay 1.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from personmae_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    InitConfig,
+    LogConfig,
+    MeshConfig,
+    PredictorConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from personmae_jax.config_check import check, range_problems
+from personmae_jax.errors import ConfigError
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneInitConfig(InitConfig):
+    """What the encoder starts from; random where neither a run nor a file is named.
+
+    Run and file bring their architecture, mean and std with them.
+    """
+
+    workdir: str | None = None  # of a run, pretrained or fine-tuned
+    step: int | None = None  # of its checkpoint; None: the latest
+    weights: str = "student"  # or "teacher"
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneDataConfig:
+    layout: str = "market1501"  # or "msmt17", "id_folders", "synthetic"
+    path: str | None = None  # the data set's folder
+    query_camera: int | None = None  # id_folders: of the queries; None: the first
+    height: int = 256  # pixels; TransReID, HAP; 384 is their other size
+    width: int = 128
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    num_threads: int = 16  # as in pretraining
+    num_workers: int = 0
+    max_pixels: int = 50_000_000  # of one image; a larger one is refused
+    min_side: int = 8  # pixels; a smaller image is refused
+    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
+    synthetic_train: int = 1000  # of its identities; the others are the test
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingConfig:
+    """A batch is so many images each of so many identities; P x K."""
+
+    identities: int = 16  # P; TransReID (HAP 8)
+    images: int = 4  # K; TransReID (HAP 8)
+
+
+@dataclass(slots=True, kw_only=True)
+class AugmentConfig:
+    """What is done to a training image after it is resized; TransReID, HAP."""
+
+    flip_probability: float = 0.5
+    padding: int = 10  # pixels of black on every side, of which a crop is taken
+    erase_probability: float = 0.5  # of one rectangle of noise
+    erase_min_area: float = 0.02  # of the image; timm's RandomErasing
+    erase_max_area: float = 1 / 3
+    erase_min_aspect: float = 0.3  # of height to width, up to 1 over it
+
+
+@dataclass(slots=True, kw_only=True)
+class HeadConfig:
+    """What stands around the encoder."""
+
+    drop_path: float = 0.1  # of the last block, growing from 0; TransReID, HAP
+    use_cameras: bool = False  # SIE: an embedding for each camera; TransReID
+    camera_scale: float = 3.0  # of that embedding; TransReID, SIE_COE
+    feature: str = "before"  # the batch norm, or "after": by which people are sought
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneLossConfig:
+    identity_weight: float = 1.0  # TransReID
+    triplet_weight: float = 1.0  # TransReID
+    label_smoothing: float = 0.1  # BoT; off in TransReID's and HAP's settings
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneOptimConfig:
+    optimizer: str = "adamw"  # HAP; or "sgd", TransReID
+    base_lr: float = 8e-3  # at 64 images a step, in proportion for others; HAP
+    layer_decay: float = (
+        0.4  # of the learning rate from one block down to the next; HAP
+    )
+    warmup: float = 0.05  # of all steps, linear from 0; then a cosine to 0; HAP
+    weight_decay: float = 0.05  # on matrices alone; HAP
+    beta1: float = 0.9  # HAP
+    beta2: float = 0.999  # HAP
+    momentum: float = 0.9  # of "sgd"; TransReID
+    clip_norm: float | None = None  # global gradient norm; None: off
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneTrainConfig:
+    seed: int = 0
+    epochs: float = 100.0  # of as many images as there are to train on; HAP
+    steps: int | None = None  # None: epochs * images / batch
+    matmul_dtype: str = "auto"  # as in pretraining
+    remat: str = "none"  # as in pretraining
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneEvalConfig:
+    every_epochs: float = 10.0  # HAP; the end is always evaluated
+    batch_size: int = 256  # images at once, over all devices; TransReID, HAP
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneConfig:
+    # From scratch only: a run or a file brings its own.
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    init: FinetuneInitConfig = dataclasses.field(default_factory=FinetuneInitConfig)
+    data: FinetuneDataConfig = dataclasses.field(default_factory=FinetuneDataConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    loss: FinetuneLossConfig = dataclasses.field(default_factory=FinetuneLossConfig)
+    optim: FinetuneOptimConfig = dataclasses.field(default_factory=FinetuneOptimConfig)
+    train: FinetuneTrainConfig = dataclasses.field(default_factory=FinetuneTrainConfig)
+    eval: FinetuneEvalConfig = dataclasses.field(default_factory=FinetuneEvalConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    # The last checkpoint and that of the best mAP are kept.
+    checkpoint: CheckpointConfig = dataclasses.field(
+        default_factory=lambda: CheckpointConfig(keep=1)
+    )
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all devices and hosts."""
+        return self.sampling.identities * self.sampling.images
+
+    def as_pretraining(self) -> Config:
+        """What the encoder and the mesh are told, by pretraining's names."""
+        data, train = self.data, self.train
+        return Config(
+            encoder=self.encoder,
+            pixel_predictor=PredictorConfig(),  # as narrow and as deep as the encoder
+            init=InitConfig(
+                torch_weights=self.init.torch_weights,
+                fold_normalisation=self.init.fold_normalisation,
+            ),
+            data=DataConfig(
+                source="synthetic" if data.layout == "synthetic" else "folder",
+                path=data.path,
+                height=data.height,
+                width=data.width,
+                mean=data.mean,
+                std=data.std,
+                max_pixels=data.max_pixels,
+                min_side=data.min_side,
+                num_threads=data.num_threads,
+                num_workers=data.num_workers,
+                synthetic=data.synthetic,
+            ),
+            train=TrainConfig(
+                seed=train.seed,
+                batch_size=self.batch_size,
+                matmul_dtype=train.matmul_dtype,
+                remat=train.remat,
+            ),
+            mesh=self.mesh,
+        )
+
+
+_CHOICES = {
+    "init.weights": ("student", "teacher"),
+    "data.layout": ("market1501", "msmt17", "id_folders", "synthetic"),
+    "head.feature": ("before", "after"),
+    "optim.optimizer": ("adamw", "sgd"),
+}
+_RANGES = {
+    "init.step": (0, None),
+    "data.synthetic_train": (1, None),
+    "sampling.identities": (2, 2**16),
+    "sampling.images": (2, 2**10),
+    "augment.flip_probability": (0, 1),
+    "augment.padding": (0, 1000),
+    "augment.erase_probability": (0, 1),
+    "augment.erase_min_area": (0.001, 1),
+    "augment.erase_max_area": (0.001, 1),
+    "augment.erase_min_aspect": (0.01, 1),
+    "head.drop_path": (0, 0.99),
+    "head.camera_scale": (0, None),
+    "loss.identity_weight": (0, None),
+    "loss.triplet_weight": (0, None),
+    "loss.label_smoothing": (0, 0.99),
+    "optim.base_lr": (0, None),
+    "optim.layer_decay": (0.01, 1),
+    "optim.warmup": (0, 1),
+    "optim.weight_decay": (0, None),
+    "optim.beta1": (0, 0.9999),
+    "optim.beta2": (0, 0.99999),
+    "optim.momentum": (0, 0.9999),
+    "optim.clip_norm": (1e-12, None),
+    "train.epochs": (1e-9, None),
+    "train.steps": (1, 2**31 - 1),
+    "eval.every_epochs": (1e-9, None),
+    "eval.batch_size": (1, None),
+    "checkpoint.every_steps": (1, None),
+    "checkpoint.keep": (1, None),
+    "log.every_steps": (1, None),
+}
+
+
+def check_finetuning(cfg: FinetuneConfig) -> None:
+    """Refuses settings that cannot train, before any work.
+
+    Raises:
+      ConfigError: One line for every setting that is wrong.
+    """
+    problems = [*range_problems(cfg, _CHOICES, _RANGES)]
+    if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
+        problems.append("config.augment.erase_min_area exceeds erase_max_area")
+    if cfg.init.workdir is not None and cfg.init.torch_weights is not None:
+        problems.append(
+            "config.init names both a run (workdir) and a file (torch_weights); "
+            "the encoder starts from one of them"
+        )
+    if not (cfg.loss.identity_weight or cfg.loss.triplet_weight):
+        problems.append("config.loss.identity_weight and triplet_weight are both 0")
+    if cfg.data.layout != "synthetic" and not cfg.data.path:
+        problems.append(
+            "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
+            "(or msmt17, id_folders), or try --config=configs/finetune_quickstart.py"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    network = cfg.as_pretraining()
+    network.data.source = "synthetic"  # where images come from is checked above
+    check(network)
+
+
+def check_devices(cfg: FinetuneConfig, device_count: int) -> None:
+    """Refuses a batch that does not split over the devices of all hosts."""
+    if cfg.batch_size % device_count:
+        raise ConfigError(
+            f"config.sampling: {cfg.sampling.identities} identities x "
+            f"{cfg.sampling.images} images do not split over {device_count} devices; "
+            f"use a multiple, e.g. --config.sampling.identities={device_count}"
+        )
+    check(cfg.as_pretraining(), device_count)
