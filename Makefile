@@ -15,11 +15,14 @@ WORKDIR ?= runs/quickstart
 pretrain: $(VENV)/.installed
 	$(BIN)/python launch/pretrain.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
+# Two at once: most of a test is one thread of Python, or waits for a process.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-clients
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-clients
 	$(BIN)/ruff format --check .
