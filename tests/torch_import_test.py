@@ -15,7 +15,11 @@ from personmae_jax.models import personmae
 from personmae_jax.torch_import import read_encoder
 
 OWN_META = export.describe_export(
-    tiny_config(), (4, 2), "student", 0, {"git_revision": None, "versions": {}}
+    tiny_config(),
+    (4, 2),
+    "student",
+    0,
+    {"git_revision": None, "versions": {}, "config": {}},
 )
 DINO_HEAD = noise("head.mlp.0.weight", "head.last_layer.weight_g")
 
