@@ -44,14 +44,15 @@ def main() -> None:
     frozen: dict[str, list[Scores]] = {}
     tuned: dict[str, list[Scores]] = {}
     for seed in range(args.seeds):
-        for variant, settings in _VARIANTS.items():
+        for variant in args.variants:
+            settings = _VARIANTS[variant]
             name = f"{variant.replace(' ', '_')}-{seed}"
             init = []
             if settings is not None:
                 run = args.out / "pretrained" / name
                 pretrain(args, run, seed, settings)
                 for when, row in zip(("untrained", variant), ends(run), strict=True):
-                    if when == variant or variant == "PersonMAE":
+                    if when == variant or variant == args.variants[0]:
                         frozen.setdefault(when, []).append(row)
                 init = [f"--config.init.workdir={run}"]
             run = args.out / "finetuned" / name
@@ -68,6 +69,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--people", help="folder of known people; needs --crops")
     parser.add_argument("--crops", help="folder of images to pretrain on")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--variants", nargs="+", choices=_VARIANTS, default=list(_VARIANTS)
+    )
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--finetune-steps", type=int, default=200)
     args = parser.parse_args()

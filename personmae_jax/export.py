@@ -188,7 +188,7 @@ def describe_export(
         "weights": weights,
         "step": step,
         "config": config_to_json(cfg),
-        "finetuned": "sampling" in about["config"],
+        "training": "fine-tuning" if "sampling" in about["config"] else "PersonMAE",
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",

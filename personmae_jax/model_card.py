@@ -21,7 +21,8 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
       check: A sentence on the verification.
       sha256: Of the file, in hexadecimal.
     """
-    trained = "fine-tuned" if meta["finetuned"] else "pretrained as PersonMAE"
+    is_finetuned = meta["training"] == "fine-tuning"
+    trained = "fine-tuned" if is_finetuned else "pretrained as PersonMAE"
     return f"""# {meta["architecture"]}, {trained} for re-identification
 
 {check}

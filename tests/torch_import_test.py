@@ -206,7 +206,7 @@ def test_missing_left_over_and_misshapen_tensors_are_listed_completely(
     tensors, tmp_path
 ):
     del tensors["norm.bias"], tensors["blocks.1.attn.qkv.weight"]
-    tensors |= noise("blocks.0.gamma_1", "sie_embed", "blocks.2.norm1.weight")
+    tensors |= noise("blocks.0.gamma_1", "time_embed", "blocks.2.norm1.weight")
     tensors["blocks.0.mlp.fc1.bias"] = np.zeros(3, np.float32)
     tensors["note"] = "text"
     path = save_torch(tmp_path / "file.pth", {"model": tensors})
@@ -214,7 +214,7 @@ def test_missing_left_over_and_misshapen_tensors_are_listed_completely(
     assert "is not the encoder of these settings" in first
     assert lines == [
         "missing: blocks.1.attn.qkv.weight, norm.bias",
-        "left over: blocks.0.gamma_1, blocks.2.norm1.weight, note, sie_embed",
+        "left over: blocks.0.gamma_1, blocks.2.norm1.weight, note, time_embed",
         "of another shape: blocks.0.mlp.fc1.bias (3,) instead of (64,)",
     ]
 
