@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from personmae_jax.config import MeshConfig
 
@@ -110,7 +110,8 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows of a batch (numpy, any tree) onto its devices.
 
     Hosts' rows lie one after the other: row r of host p of n is global row
-    p * (b / n) + r. Nothing that the step computes depends on that order.
+    p * (b / n) + r. A step's sums do not depend on that order; what it draws for
+    its rows it brings to them by `at_rows`.
     """
     sharding = batch_sharding(mesh)
     # With several processes jax does not count this call as an explicit transfer.
@@ -118,6 +119,20 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, x), batch
         )
+
+
+def at_rows(values: Shaped[Array, "*lead b"]) -> Shaped[Array, "*lead b"]:
+    """Brings values for the rows of a batch to where `to_devices` has laid them.
+
+    Args:
+      values: The last axis is that of the rows, in the order of the stream, of which
+        host p of n has rows p, p + n, ...
+
+    Returns:
+      The same values, so that their number of hosts changes no row's own.
+    """
+    of_hosts = values.reshape(*values.shape[:-1], -1, jax.process_count())
+    return of_hosts.swapaxes(-1, -2).reshape(values.shape)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

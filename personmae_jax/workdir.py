@@ -59,6 +59,7 @@ class Workdir:
         *,
         num_records: int,
         num_steps: int,
+        num_identities: int | None = None,
     ):
         """Touches nothing yet.
 
@@ -68,10 +69,13 @@ class Workdir:
           num_records: In the data. On it depend the order of the images and, where
             the settings give epochs, all schedules.
           num_steps: Of the whole run.
+          num_identities: Who are trained on, if the data says so.
         """
         self.path = open_path(path)
         self._cfg = cfg
         self._run = {"num_records": num_records, "num_steps": num_steps}
+        if num_identities is not None:
+            self._run["num_identities"] = num_identities
         self._lock: lock.FileLock | lock.HeartbeatLock | None = None
 
     def __enter__(self) -> "Workdir":
@@ -180,7 +184,11 @@ def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
 
 
 def _describe(run: dict[str, Any]) -> str:
-    return f"{run.get('num_records')} records for {run.get('num_steps')} steps"
+    people = run.get("num_identities")
+    of_people = "" if people is None else f" of {people} identities"
+    return (
+        f"{run.get('num_records')} records{of_people} for {run.get('num_steps')} steps"
+    )
 
 
 def _is_below(name: str, free: str) -> bool:

@@ -29,8 +29,8 @@ def changed(**sections) -> Config:
     return cfg
 
 
-def open_workdir(folder, cfg: Config, *, num_records=24, num_steps=60) -> Workdir:
-    return Workdir(folder, cfg, num_records=num_records, num_steps=num_steps)
+def open_workdir(folder, cfg: Config, **data: int) -> Workdir:
+    return Workdir(folder, cfg, **{"num_records": 24, "num_steps": 60} | data)
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen:
@@ -222,7 +222,9 @@ def test_settings_that_change_no_result_may_change_and_are_kept_as_new(tmp_path)
     assert read_config(tmp_path) == other
 
 
-@pytest.mark.parametrize("data", [{"num_records": 55}, {"num_steps": 137}])
+@pytest.mark.parametrize(
+    "data", [{"num_records": 55}, {"num_steps": 137}, {"num_identities": 7}]
+)
 def test_other_data_are_refused_wherever_they_lie(tmp_path, data):
     with open_workdir(tmp_path, Config()):
         pass

@@ -30,7 +30,7 @@ from personmae_jax.reid.evaluation_inputs import (
 )
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
 from personmae_jax.reid.reranking import rerank
-from personmae_jax.reid.retrieval import People, Scores
+from personmae_jax.reid.retrieval import Scores
 
 _IMAGES = 128  # encoded at once by each device
 _SHOWN, _TOP = 8, 10  # queries in ranking.png, and images beside each
@@ -47,8 +47,8 @@ def evaluate(request: Request) -> Scores:
 
     Raises:
       ConfigError: The request cannot be met; nothing was done.
-      RunError: A checkpoint is damaged, an image cannot be used, a feature is not
-        finite, or a file cannot be written.
+      RunError: A checkpoint is damaged, an image cannot be used, a feature is zero or
+        not finite, or a file cannot be written.
     """
     is_main = jax.process_index() == 0
     subject = open_subject(request)
@@ -64,7 +64,12 @@ def evaluate(request: Request) -> Scores:
     else:
         blocks = distances(query, gallery)
     ranking = _Ranking(blocks, people)
-    scores = retrieval.score(ranking, ranking.query, ranking.gallery)
+    try:
+        scores = retrieval.score(ranking, ranking.query, ranking.gallery)
+    except ValueError as e:  # of the distances, made as they are asked for
+        raise RunError(
+            f"people cannot be sought by the features of {subject.name}: {e}"
+        ) from e
     if folder is not None:
         _write_scores(folder, scores)
         _write_picture(folder, people, ranking, subject.cfg.data)
@@ -106,8 +111,8 @@ class _Ranking:
     def __init__(
         self, blocks: Iterable[Float[np.ndarray, "_b g"]], people: ReidDataset
     ):
-        self.query = _people(people, people.query)
-        self.gallery = _people(people, people.gallery)
+        self.query = retrieval.people_in(people, people.query)
+        self.gallery = retrieval.people_in(people, people.gallery)
         last, number = len(people.query) - 1, min(_SHOWN, len(people.query))
         self.shown = np.linspace(0, last, number).round().astype(int).tolist()
         self.found: list[tuple[Int64[np.ndarray, " _k"], Bool[np.ndarray, " _k"]]] = []
@@ -126,10 +131,6 @@ class _Ranking:
                     )
             start += len(block)
             yield block
-
-
-def _people(dataset: ReidDataset, records: Int64[np.ndarray, " n"]) -> People:
-    return People(dataset.identities[records], dataset.cameras[records])
 
 
 def _describe(subject: Subject, people: ReidDataset, mesh: Mesh) -> str:

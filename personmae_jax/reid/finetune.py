@@ -8,19 +8,19 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from personmae_jax import sharding
-from personmae_jax.checkpoint import Checkpoints
+from personmae_jax.checkpoint import Checkpoints, has_checkpoint
 from personmae_jax.errors import RunError
 from personmae_jax.experiment import matmul_dtype
 from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.features import Change, Extractor
 from personmae_jax.reid.finetune_config import FinetuneConfig, check_devices
-from personmae_jax.reid.finetune_init import read_encoder
+from personmae_jax.reid.finetune_init import Start, read_encoder
 from personmae_jax.reid.finetune_model import make_encode
 from personmae_jax.reid.finetune_report import FinetuneReport
 from personmae_jax.reid.finetune_step import FinetuneState, Finetuning, build
 from personmae_jax.reid.occlusion import occlude
-from personmae_jax.reid.retrieval import People, Scores
+from personmae_jax.reid.retrieval import Scores
 from personmae_jax.reid.sampling import (
     FinetuneBatches,
     camera_numbers,
@@ -54,6 +54,8 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
       RunError: The run had to stop. Checkpoints saved before are good.
     """
     check_devices(cfg, jax.device_count())
+    # Before the workdir is this run's: what is not there is told, and can be mended.
+    source = None if has_checkpoint(workdir) else read_encoder(cfg)
     finetuning = build(
         cfg,
         sharding.make_mesh(cfg.mesh),
@@ -69,7 +71,11 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         if is_main:
             lock = stack.enter_context(
                 Workdir(
-                    workdir, cfg, num_records=len(dataset.train), num_steps=num_steps
+                    workdir,
+                    cfg,
+                    num_records=len(dataset.train),
+                    num_steps=num_steps,
+                    num_identities=num_identities(dataset),
                 )
             )
         checkpoints = stack.enter_context(
@@ -85,7 +91,7 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         if start:
             state = checkpoints.restore(finetuning.abstract_state, start)
         else:
-            state = _initial_state(finetuning)
+            state = _initial_state(finetuning, source or read_encoder(cfg))
         if is_main:
             print(_describe(finetuning, dataset, start), flush=True)
         batches = FinetuneBatches(
@@ -161,7 +167,7 @@ class Evaluator:
         self, query: Float32[np.ndarray, "q d"], gallery: Float32[np.ndarray, "g d"]
     ) -> Scores:
         asked, stored = (
-            People(self._dataset.identities[part], self._dataset.cameras[part])
+            retrieval.people_in(self._dataset, part)
             for part in (self._dataset.query, self._dataset.gallery)
         )
         try:
@@ -199,6 +205,7 @@ def train(
                     rows.add_scores(*evaluate(state))
                     checkpoints.pin(rows.best_step)
                 rows.write(state.params if step == num_steps else None)
+                rows.flush()
                 if lock is not None:
                     lock.check_held()
                 checkpoints.save(step, state)
@@ -207,9 +214,9 @@ def train(
     return step
 
 
-def _initial_state(finetuning: Finetuning) -> FinetuneState:
+def _initial_state(finetuning: Finetuning, source: Start) -> FinetuneState:
     """The state before the first step; says what the encoder is."""
-    encoder, notes = read_encoder(finetuning.cfg)
+    encoder, notes = source
     if jax.process_index() == 0:
         print(*notes, sep="\n", flush=True)
     if encoder is None:

@@ -232,11 +232,6 @@ def check_finetuning(cfg: FinetuneConfig) -> None:
     problems = [*range_problems(cfg, _CHOICES, _RANGES)]
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")
-    if cfg.init.workdir is not None and cfg.init.torch_weights is not None:
-        problems.append(
-            "config.init names both a run (workdir) and a file (torch_weights); "
-            "the encoder starts from one of them"
-        )
     if not (cfg.loss.identity_weight or cfg.loss.triplet_weight):
         problems.append("config.loss.identity_weight and triplet_weight are both 0")
     if cfg.data.layout != "synthetic" and not cfg.data.path:

@@ -13,6 +13,9 @@ from personmae_jax.reid.finetune_config import FinetuneConfig
 from personmae_jax.torch_positions import resample_positions
 from personmae_jax.workdir import read_config
 
+# An encoder's parameters, None if they are to be random, and sentences on them.
+Start = tuple[dict[str, Any] | None, tuple[str, ...]]
+
 
 def settle(cfg: FinetuneConfig, workdir: str) -> None:
     """Sets the encoder's architecture, mean and std to those of what it starts from.
@@ -28,11 +31,13 @@ def settle(cfg: FinetuneConfig, workdir: str) -> None:
             "config.init names both a run (workdir) and a file (torch_weights); "
             "the encoder starts from one of them"
         )
+    if cfg.init.workdir is None and cfg.init.torch_weights is None:
+        return
     if has_checkpoint(workdir):
         _adopt(cfg, read_config(workdir))
     elif cfg.init.workdir is not None:
-        _adopt(cfg, read_config(cfg.init.workdir))
         source = read_config(cfg.init.workdir)
+        _adopt(cfg, source)
         is_other = source.code_grid != cfg.as_pretraining().grid
         cfg.encoder.code_grid = source.code_grid if is_other else None
     elif cfg.init.torch_weights is not None:
@@ -45,7 +50,7 @@ def _adopt(cfg: FinetuneConfig, source: Config) -> None:
     cfg.data.mean, cfg.data.std = source.data.mean, source.data.std
 
 
-def read_encoder(cfg: FinetuneConfig) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+def read_encoder(cfg: FinetuneConfig) -> Start:
     """The parameters that the encoder starts from, and sentences on them.
 
     Args:

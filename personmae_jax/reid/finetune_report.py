@@ -36,6 +36,7 @@ class FinetuneReport:
         self._pending: list[tuple[int, Any]] = []
         self._extra: dict[str, Any] = {}  # of the step noted last
         self._row_step, self._row_time = start, time.monotonic()
+        self._checked_at = self._row_time
         self._evaluated = _read_scores(workdir / "metrics.jsonl", start)
         self._closing = contextlib.ExitStack()
         self._writer = self._progress = None
@@ -76,14 +77,18 @@ class FinetuneReport:
         self._pending = list(zip(steps, fetched, strict=True))
         for step, metrics in self._pending:
             check_finite(step, metrics)
+        self._checked_at = time.monotonic()
 
     def add_scores(self, scores: Scores, occluded_map: float) -> None:
         """Adds scores to the row of the step noted last, and writes retrieval.json.
+
+        What they took since `check` is taken off the row's time.
 
         Args:
           scores: Of whole queries.
           occluded_map: With a block of every query hidden.
         """
+        self._row_time += time.monotonic() - self._checked_at
         step = self._pending[-1][0]
         values = dataclasses.asdict(scores)
         self._evaluated.append({"step": step} | {n: values[n] for n in _SCORES})
@@ -114,9 +119,12 @@ class FinetuneReport:
             extra = self._extra if step == pending[-1][0] else {}
             if self._is_due(step) or extra:
                 self._write_row(step, {**metrics, **extra}, now)
-        if self._extra and self._writer is not None:
-            self._writer.flush()
         self._extra, self._row_time = {}, time.monotonic()
+
+    def flush(self) -> None:
+        """Brings all rows to storage; call it before a checkpoint newer than they."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def summarise(self) -> str:
         """The scores of every evaluation, and where everything is."""

@@ -137,9 +137,10 @@ def make_train_step(
     def loss_fn(params: PyTree, statistics: PyTree, batch: Batch, key: Array):
         params, scales = gather(params), None
         if cfg.head.drop_path:
-            scales = personmae.drop_path_scales(
+            drawn = personmae.drop_path_scales(
                 key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"])
             )
+            scales = sharding.at_rows(drawn)
         features = finetune_model.encode(
             cfg,
             params,

@@ -16,7 +16,6 @@ from personmae_jax.reid import datasets, retrieval
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
 from personmae_jax.reid.occlusion import occlude
-from personmae_jax.reid.retrieval import People
 from personmae_jax.state import TrainState
 
 
@@ -92,7 +91,7 @@ class Monitor:
     ) -> tuple[float, float]:
         """Returns mAP and rank-1; nan if the features say nothing."""
         asked, stored = (
-            People(self._people.identities[part], self._people.cameras[part])
+            retrieval.people_in(self._people, part)
             for part in (self._people.query, self._people.gallery)
         )
         features = np.concatenate([query, gallery])

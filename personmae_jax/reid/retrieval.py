@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from personmae_jax.reid.datasets import JUNK
+from personmae_jax.reid.datasets import JUNK, ReidDataset
 
 BLOCK = 2**26  # distances held at once by default: 256 MiB
 
@@ -42,6 +42,11 @@ class People:
 
     identities: Int64[np.ndarray, " n"]
     cameras: Int64[np.ndarray, " n"]
+
+
+def people_in(dataset: ReidDataset, records: Int64[np.ndarray, " n"]) -> People:
+    """Who is in some records of a data set."""
+    return People(dataset.identities[records], dataset.cameras[records])
 
 
 def cosine_distances(

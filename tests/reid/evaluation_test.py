@@ -271,6 +271,17 @@ def test_a_file_that_cannot_be_written_after_the_work_is_told(run, people, tmp_p
         evaluation.evaluate(request_of(people, workdir=run, out=str(tmp_path)))
 
 
+def test_features_of_which_nothing_is_left_are_told(run, tmp_path):
+    """Each camera has the same picture twice: less their mean, both are zero."""
+    for part, camera in (("query", 1), ("bounding_box_test", 2)):
+        (tmp_path / part).mkdir()
+        for who in (1, 2):
+            image = synthetic.encode_pedestrian(0, 1, camera, 0)
+            (tmp_path / part / f"000{who}_c{camera}.jpg").write_bytes(image)
+    with pytest.raises(RunError, match="a feature is zero or not finite"):
+        evaluation.evaluate(request_of(str(tmp_path), workdir=run, centre_cameras=True))
+
+
 def test_features_that_are_not_finite_are_told(people, tmp_path):
     cfg: Config = small_config()
     encoder = trained_like(cfg.encoder)

@@ -67,6 +67,16 @@ def test_eight_devices_do_what_one_does(alone, fsdp):
         np.testing.assert_allclose(eight[name], value, atol=1e-5, err_msg=name)
 
 
+def test_two_hosts_drop_the_same_branches_of_the_same_images_as_one(alone, monkeypatch):
+    run, batch = make(with_cameras()), noise(with_cameras())
+    laid = {n: np.concatenate([x[::2], x[1::2]]) for n, x in batch.items()}
+    state, on_devices = run.init_state(), sharding.to_devices(laid, run.mesh)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    _, metrics = run.train_step(state, on_devices)
+    for name, value in alone[1][0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
 def test_every_parameter_learns(alone):
     first, _, last = (named_leaves(state.params) for state in alone[0])
     assert not [n for n in first if np.array_equal(first[n], last[n])]

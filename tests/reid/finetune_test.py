@@ -1,24 +1,32 @@
 """Promises about a fine-tuning run: it learns, resumes, keeps its best, and leaves."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import exported
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from finetuning import start, tiny_finetuning, tiny_people
 
 from personmae_jax import sharding
 from personmae_jax.checkpoint import Checkpoints, restore_encoder
+from personmae_jax.config import SyntheticConfig
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.export import export
-from personmae_jax.reid import finetune, finetune_init
+from personmae_jax.metrics import MetricsWriter
+from personmae_jax.reid import finetune, finetune_init, finetune_report
+from personmae_jax.reid.datasets import synthetic_dataset
 from personmae_jax.reid.finetune import Evaluator
+from personmae_jax.reid.finetune_report import FinetuneReport
+from personmae_jax.reid.finetune_step import build
 from personmae_jax.reid.retrieval import Scores
 from personmae_jax.workdir import read_config
 
@@ -192,6 +200,68 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     with pytest.raises(RunError, match=r"step \d: \w+ is (nan|inf)"):
         finetune.run(cfg, str(tmp_path), tiny_people())
     assert saved(tmp_path) == set()
+
+
+def test_a_start_that_is_not_there_leaves_the_workdir_to_a_better_one(tmp_path):
+    cfg, source = tiny_finetuning(), exported.small_config()
+    start(cfg, source, tmp_path)
+    cfg.init.step = 7
+    with pytest.raises(ConfigError, match="no whole checkpoint of step 7"):
+        finetune.run(cfg, str(tmp_path / "new"), tiny_people())
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_a_run_goes_on_with_its_own_network_and_its_own_people_only(
+    tmp_path, no_preemption
+):
+    no_preemption.add(2)
+    finetune.run(tiny_finetuning(), str(tmp_path), tiny_people())
+    other = tiny_finetuning()
+    other.encoder.depth = 1
+    finetune_init.settle(other, str(tmp_path))
+    with pytest.raises(ConfigError, match="config.encoder.depth: 2 there, 1 here"):
+        finetune.run(other, str(tmp_path), tiny_people())
+    # As many images, of half the people.
+    people = synthetic_dataset(SyntheticConfig(identities=4, cameras=2, shots=4))
+    people = dataclasses.replace(people, train=np.arange(32))
+    words = "32 records of 4 identities for 8 steps, but .* 32 records of 8 identities"
+    with pytest.raises(ConfigError, match=words):
+        finetune.run(tiny_finetuning(), str(tmp_path), people)
+
+
+def test_rows_are_on_storage_before_every_checkpoint_that_is_newer(
+    tmp_path, monkeypatch
+):
+    acts = []
+    for kind, name in ((MetricsWriter, "flush"), (Checkpoints, "save")):
+        act = functools.partial(acts.append, name)
+        monkeypatch.setattr(kind, name, lambda *_, act=act: act())
+    cfg = tiny_finetuning()
+    cfg.checkpoint.every_steps, cfg.eval.every_epochs, cfg.train.steps = 1, 100.0, 2
+    finetune.run(cfg, str(tmp_path), tiny_people())
+    assert acts == ["flush", "save"] * 2
+
+
+def test_what_scores_take_is_not_in_the_images_per_second(tmp_path, monkeypatch):
+    cfg, now = tiny_finetuning(), [0.0]
+    run = build(
+        cfg,
+        sharding.make_mesh(),
+        num_images=32,
+        num_identities=8,
+        num_cameras=2,
+    )
+    monkeypatch.setattr(
+        finetune_report, "time", types.SimpleNamespace(monotonic=lambda: now[0])
+    )
+    with FinetuneReport(run, epath.Path(tmp_path), 0, is_main=True) as report:
+        report.note(1, {"loss": jax.numpy.ones(())})
+        now[0] = 2.0
+        report.check()
+        now[0] = 50.0
+        report.add_scores(SCORES, 0.1)
+        report.write()
+    assert rows(tmp_path)[0]["images_per_second"] == 16 / 2
 
 
 def test_a_run_is_resumed_without_what_it_started_from(tmp_path, no_preemption):

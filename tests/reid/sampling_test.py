@@ -125,6 +125,10 @@ def test_an_image_that_cannot_be_used_is_named_not_replaced():
     object.__setattr__(people, "records", Broken())
     with pytest.raises(RunError, match=r"file \d+ cannot be used \(not an image"):
         FinetuneBatches(people, tiny_finetuning())[0]
+    stream = FinetuneBatches(people, tiny_finetuning()).iterate(0, 2)
+    with pytest.raises(RunError, match=r"file \d+ cannot be used"):
+        next(stream)
+    stream.close()
 
 
 def augmented(numbers, **settings):
