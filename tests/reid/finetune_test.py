@@ -7,13 +7,11 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import exported
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from finetuning import start, tiny_finetuning, tiny_people
 
 from personmae_jax import sharding
@@ -22,11 +20,9 @@ from personmae_jax.config import SyntheticConfig
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.export import export
 from personmae_jax.metrics import MetricsWriter
-from personmae_jax.reid import finetune, finetune_init, finetune_report
+from personmae_jax.reid import finetune, finetune_init
 from personmae_jax.reid.datasets import synthetic_dataset
 from personmae_jax.reid.finetune import Evaluator
-from personmae_jax.reid.finetune_report import FinetuneReport
-from personmae_jax.reid.finetune_step import build
 from personmae_jax.reid.retrieval import Scores
 from personmae_jax.workdir import read_config
 
@@ -240,28 +236,6 @@ def test_rows_are_on_storage_before_every_checkpoint_that_is_newer(
     cfg.checkpoint.every_steps, cfg.eval.every_epochs, cfg.train.steps = 1, 100.0, 2
     finetune.run(cfg, str(tmp_path), tiny_people())
     assert acts == ["flush", "save"] * 2
-
-
-def test_what_scores_take_is_not_in_the_images_per_second(tmp_path, monkeypatch):
-    cfg, now = tiny_finetuning(), [0.0]
-    run = build(
-        cfg,
-        sharding.make_mesh(),
-        num_images=32,
-        num_identities=8,
-        num_cameras=2,
-    )
-    monkeypatch.setattr(
-        finetune_report, "time", types.SimpleNamespace(monotonic=lambda: now[0])
-    )
-    with FinetuneReport(run, epath.Path(tmp_path), 0, is_main=True) as report:
-        report.note(1, {"loss": jax.numpy.ones(())})
-        now[0] = 2.0
-        report.check()
-        now[0] = 50.0
-        report.add_scores(SCORES, 0.1)
-        report.write()
-    assert rows(tmp_path)[0]["images_per_second"] == 16 / 2
 
 
 def test_a_run_is_resumed_without_what_it_started_from(tmp_path, no_preemption):
