@@ -201,6 +201,17 @@ def test_a_sigterm_to_one_process_makes_both_save_the_same_step(tmp_path, images
 
 
 @pytest.mark.slow
+def test_the_workdir_of_another_run_is_refused_without_waiting(tmp_path, images, env):
+    pretrain(tmp_path, *SETTINGS, images[0], "--config.train.steps=1", env=env)
+    settings = (*SETTINGS, images[0], "--config.train.steps=1", "--config.train.seed=7")
+    with two_processes(tmp_path, *settings, env=env, num_devices=1) as processes:
+        stderr = processes[0].communicate(timeout=90)[1]
+        processes[1].wait(timeout=60)
+    assert processes[0].returncode == 2
+    assert "config.train.seed: 0 there, 7 here" in stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_with_an_error(
     tmp_path, images, env, victim
