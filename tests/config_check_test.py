@@ -48,6 +48,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         # Booleans.
         *("pixel_predictor.use_self_attention", "feature_predictor.use_self_attention"),
         *("regions.same", "encoder.learned_positions", "init.fold_normalisation"),
+        "eval.centre_cameras",
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
         *("data.mean", "data.std", "encoder.code_grid"),
