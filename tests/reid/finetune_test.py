@@ -132,9 +132,13 @@ def test_the_plain_layouts_hold_the_fine_tuned_encoder(learnt, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, restore_encoder(learnt))
 
 
-def test_a_fine_tuned_run_has_no_teacher_and_a_pretrained_one_no_head(learnt, tmp_path):
+def test_a_fine_tuned_run_has_no_teacher(learnt):
     with pytest.raises(ConfigError, match="has no teacher: it was fine-tuned"):
         restore_encoder(learnt, weights="teacher")
+
+
+def test_a_pretrained_run_has_no_head_to_export(tmp_path):
+    pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
     cfg = exported.small_config()
     params = exported.trained_like(cfg.encoder)
     exported.make_run(tmp_path / "run", cfg, {1: (params, params)})
