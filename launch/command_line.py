@@ -143,7 +143,7 @@ def _guarded(main: Callable[[], int | None]) -> int:
 def _leave(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     jax = sys.modules.get("jax")
-    is_joined = jax is not None and jax.distributed.is_initialized()
-    if is_joined and jax.process_count() > 1:
-        os._exit(code)  # at exit jax waits for the others, and aborts if one is dead
+    if jax is not None and jax.distributed.is_initialized():
+        if jax.process_count() > 1:
+            os._exit(code)  # at exit jax waits for the others, or for their death
     sys.exit(code)
