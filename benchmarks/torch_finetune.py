@@ -227,7 +227,7 @@ def load(
             name = dataset.records.name(index)
             raise RunError(f"{name} cannot be used: {error}") from error
         images.crop_resize(image, Box(0, 0, *image.shape[:2]), out=pixels[n])
-    people = retrieval.People(dataset.identities[part], dataset.cameras[part])
+    people = retrieval.people_in(dataset, part)
     channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     return Split(torch.from_numpy(channels_first), people)
 

@@ -43,6 +43,8 @@ def define_config(
         f"{where}.py.",
     )
 
+    show("config")
+
     def read() -> Settings:
         if flag.value is None:
             raise ConfigError(f"no --config: try --config={example}")
@@ -59,6 +61,25 @@ def define_config(
     return read
 
 
+def define_workdir() -> Callable[[], str]:
+    """Defines `--workdir` of a run that `--config` names; returns what reads it."""
+    flag = flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where the run lives, a folder or gs://...; runs/CONFIG if absent.",
+    )
+    show("workdir")
+    return lambda: (
+        f"runs/{config_file().stem}" if flag.value is None else str(flag.value)
+    )
+
+
+def show(*names: str) -> None:
+    """Has --help of the command list flags that are defined elsewhere."""
+    for name in names:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
 def define_cluster() -> Callable[[], dict[str, Any]]:
     """Defines the flags of `distributed.initialize`; returns what reads them."""
     holders = (
@@ -70,6 +91,7 @@ def define_cluster() -> Callable[[], dict[str, Any]]:
         flags.DEFINE_integer("num_processes", None, "With --coordinator: of the run."),
         flags.DEFINE_integer("process_id", None, "With --coordinator: this one's."),
     )
+    show(*(holder.name for holder in holders))
     return lambda: {holder.name: holder.value for holder in holders}
 
 

@@ -41,8 +41,6 @@ _REQUEST = (
     flags.DEFINE_bool("save-features", False, "Writes features.npz there, too."),
 )
 _JSON = flags.DEFINE_bool("json", False, "Print the scores as JSON, on the last line.")
-for _name in ("coordinator", "num_processes", "process_id"):
-    flags.declare_key_flag(_name)
 
 
 def main() -> None:

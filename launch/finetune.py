@@ -8,23 +8,16 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 """
 
 import command_line
-from absl import flags
 
 from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
 
 _CONFIG = command_line.define_config(FinetuneConfig, "configs/finetune_market1501.py")
 _CLUSTER = command_line.define_cluster()
-for _name in ("config", "coordinator", "num_processes", "process_id"):
-    flags.declare_key_flag(_name)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
-)
+_WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
-    cfg, workdir = _CONFIG(), _WORKDIR.value
-    if workdir is None:
-        workdir = f"runs/{command_line.config_file().stem}"
+    cfg, workdir = _CONFIG(), _WORKDIR()
     from personmae_jax.reid import finetune_init, sampling
 
     finetune_init.settle(cfg, workdir)

@@ -14,7 +14,6 @@ from absl import flags
 from personmae_jax.errors import ConfigError
 
 _CONFIG = command_line.define_config()
-flags.declare_key_flag("config")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chip and shape: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16 ..."
 )

@@ -40,8 +40,7 @@ _BEAM_RUNNER = flags.DEFINE_string(
 _BEAM_OPTIONS = flags.DEFINE_string(
     "beam-options", "", "Of that runner: '--project=P --region=R'."
 )
-for _name in ("source", "out", "check", "keep-list", "keep-first", "min-side"):
-    flags.declare_key_flag(_name)
+command_line.show("source", "out", "check", "keep-list", "keep-first", "min-side")
 
 
 def main() -> int:

@@ -8,15 +8,10 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 """
 
 import command_line
-from absl import flags
 
 _CONFIG = command_line.define_config()
 _CLUSTER = command_line.define_cluster()
-for _name in ("config", "coordinator", "num_processes", "process_id"):
-    flags.declare_key_flag(_name)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives, a folder or gs://...; runs/CONFIG if absent."
-)
+_WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
@@ -31,10 +26,7 @@ def main() -> int:
     from personmae_jax import distributed, train_loop
 
     distributed.initialize(**_CLUSTER())
-    workdir = _WORKDIR.value
-    if workdir is None:
-        workdir = f"runs/{command_line.config_file().stem}"
-    return train_loop.run(cfg, workdir, records)
+    return train_loop.run(cfg, _WORKDIR(), records)
 
 
 if __name__ == "__main__":

@@ -200,8 +200,7 @@ def restore_encoder(
             f"weights={weights!r} is unknown; choose one of {', '.join(_ENCODERS)}"
         )
     path = _ENCODERS[weights]
-    folder = open_path(workdir) / "checkpoints"
-    folder = folder / str(find_step(folder, step))
+    folder = _folder_of(workdir, step)
     structure = read_structure(folder)
     if path[0] not in structure:
         raise ConfigError(f"the run in {workdir} has no {weights}: it was fine-tuned")
@@ -235,8 +234,7 @@ def restore_head(
       ConfigError: The run was not fine-tuned.
       RunError: There is no such checkpoint, or it is damaged.
     """
-    folder = open_path(workdir) / "checkpoints"
-    folder = folder / str(find_step(folder, step))
+    folder = _folder_of(workdir, step)
     structure = read_structure(folder)
     if "statistics" not in structure:
         raise ConfigError(f"the run in {workdir} was not fine-tuned: it has no head")
@@ -256,8 +254,7 @@ def describe(
     Raises:
       RunError: There is no such checkpoint, or it is damaged.
     """
-    folder = open_path(workdir) / "checkpoints"
-    folder = folder / str(find_step(folder, step))
+    folder = _folder_of(workdir, step)
     try:
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
         about = metadata["custom_metadata"]
@@ -270,3 +267,8 @@ def describe(
 def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:
     """Whether a run in `workdir` would be resumed; creates nothing."""
     return bool(whole_steps(open_path(workdir) / "checkpoints"))
+
+
+def _folder_of(workdir: os.PathLike[str] | str, step: int | None) -> epath.Path:
+    folder = open_path(workdir) / "checkpoints"
+    return folder / str(find_step(folder, step))

@@ -1,12 +1,18 @@
 """Where the files of a run live: a local folder or one on `gs://`."""
 
+import contextlib
 import importlib.util
 import os
+import pathlib
+from collections.abc import Iterator
+from typing import TypeVar
 
 import fsspec.config
 from etils import epath
 
 from personmae_jax.errors import ConfigError
+
+LocalPath = TypeVar("LocalPath", pathlib.Path, epath.Path)
 
 
 def open_path(path: os.PathLike[str] | str) -> epath.Path:
@@ -47,6 +53,13 @@ def write_whole(file: epath.Path, text: str) -> None:
     if is_remote(file):
         file.write_text(text)  # objects appear whole
         return
+    with appearing_whole(file) as part:
+        part.write_text(text)
+
+
+@contextlib.contextmanager
+def appearing_whole(file: LocalPath) -> Iterator[LocalPath]:
+    """What to write a local file under until it is whole; then it takes its place."""
     part = file.with_name(file.name + ".part")
-    part.write_text(text)
+    yield part
     part.replace(file)

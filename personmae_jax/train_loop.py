@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import jax
@@ -71,11 +71,7 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         )
         start = checkpoints.latest_step()
         if start is not None and start >= num_steps:
-            print(
-                f"{path} holds a finished run of {start} steps: nothing to do. "
-                "For a new run name another --workdir."
-            )
-            return FINISHED
+            return say_nothing_to_do(path, start)
         batches = PretrainBatches(
             records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
         )
@@ -105,9 +101,23 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
                 *(experiment, state, start, stream, report, checkpoints, lock, trace),
                 None if people is None else Monitor(experiment, people),
             )
-    if is_main:
+    return say_end(last, num_steps, lambda: summarise(path, num_steps))
+
+
+def say_nothing_to_do(path: epath.Path, step: int) -> int:
+    """Says that the run in `path` is finished; returns the exit code."""
+    print(
+        f"{path} holds a finished run of {step} steps: nothing to do. "
+        "For a new run name another --workdir."
+    )
+    return FINISHED
+
+
+def say_end(last: int, num_steps: int, summary: Callable[[], str]) -> int:
+    """Says once how a run has ended that saved step `last`; returns the exit code."""
+    if jax.process_index() == 0:
         print(
-            summarise(path, num_steps)
+            summary()
             if last == num_steps
             else f"Interrupted: saved step {last} of {num_steps}; start again to go on."
         )

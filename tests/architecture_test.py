@@ -22,7 +22,7 @@ reid.sampling
 sharding
 models.posembed models.attention models.layers models.encoder models.predictor
 models.personmae
-losses reid.distances reid.features reid.finetune_losses reid.finetune_model
+losses reid.features reid.distances reid.finetune_losses reid.finetune_model
 optim state train_step
 metrics progress pictures profiling
 data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources

@@ -66,7 +66,7 @@ def _frozen_scores(workdir, cfg: SyntheticConfig, num_train: int) -> retrieval.S
             )
             images.crop_resize(image, Box(0, 0, *image.shape[:2]), out=pixels[n])
         features.append(np.asarray(apply(params, pixels))[:, 0])
-        people.append(retrieval.People(dataset.identities[part], dataset.cameras[part]))
+        people.append(retrieval.people_in(dataset, part))
     return retrieval.score(retrieval.cosine_distances(*features), *people)
 
 

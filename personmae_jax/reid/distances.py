@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
 from personmae_jax import sharding
+from personmae_jax.reid.features import unit
 from personmae_jax.reid.retrieval import BLOCK, lengths
 
 
@@ -28,7 +29,7 @@ class CosineDistances:
             query is taken at a time.
         """
         self._mesh, self._block = mesh, block
-        self._unit = jax.jit(_unit, out_shardings=sharding.batch_sharding(mesh))
+        self._unit = jax.jit(unit, out_shardings=sharding.batch_sharding(mesh))
         self._compare = jax.jit(
             _compare,
             static_argnames="num_gallery",
@@ -81,13 +82,9 @@ def _filled(
     return np.pad(features, ((0, missing), (0, 0)), constant_values=1)
 
 
-def _unit(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    return features / jnp.linalg.norm(features, axis=1, keepdims=True)
-
-
 def _compare(
     query: Float[Array, "b d"], gallery: Float[Array, "_g d"], num_gallery: int
 ) -> Float[Array, "b {num_gallery}"]:
     # By default TPUs and GPUs multiply float32 with fewer bits.
-    cosines = jnp.einsum("bd,gd->bg", _unit(query), gallery, precision="highest")
+    cosines = jnp.einsum("bd,gd->bg", unit(query), gallery, precision="highest")
     return 1 - cosines[:, :num_gallery]

@@ -31,6 +31,7 @@ from personmae_jax.reid.evaluation_inputs import (
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
 from personmae_jax.reid.reranking import rerank
 from personmae_jax.reid.retrieval import Scores
+from personmae_jax.storage import appearing_whole
 
 _IMAGES = 128  # encoded at once by each device
 _SHOWN, _TOP = 8, 10  # queries in ranking.png, and images beside each
@@ -216,10 +217,8 @@ def _panel(
 
 def _write(file: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
     """Writes so that a reader finds the old file or the new one, never a part."""
-    part = file.with_name(file.name + ".part")
     try:
-        with part.open("wb") as f:
+        with appearing_whole(file) as part, part.open("wb") as f:
             save(f)
-        part.replace(file)
     except OSError as e:
         raise RunError(f"{file} could not be written ({first_line(e)})") from e

@@ -18,7 +18,8 @@ from personmae_jax.data.records import Records
 from personmae_jax.data.regions import Box
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
-from personmae_jax.reid.datasets import read_image
+from personmae_jax.reid.datasets import ReidDataset, read_image
+from personmae_jax.reid.occlusion import occlude
 
 # (params, images, cameras) -> one feature an image, of any length but 0.
 Encode = Callable[
@@ -65,7 +66,7 @@ def make_encode(
             "mean": jnp.mean(tokens[:, 1:], axis=1),
             "patches": tokens[:, 1:].reshape(len(tokens), -1),
         }
-        return jnp.concatenate([_unit(parts[p]) for p in feature.split("+")], axis=-1)
+        return jnp.concatenate([unit(parts[p]) for p in feature.split("+")], axis=-1)
 
     def encode_both(params: PyTree, pixels: Array, cameras: Array) -> Array:
         mirrored = pixels[:, :, ::-1]
@@ -143,6 +144,41 @@ class Extractor:
         found.append(jax.device_get(last))
         return np.concatenate(found)[: len(indices)]
 
+    def of_people(
+        self,
+        params: PyTree,
+        people: ReidDataset,
+        cameras: Int[np.ndarray, " _n"] | None = None,
+    ) -> tuple[
+        Float32[np.ndarray, "q d"],
+        Float32[np.ndarray, "g d"],
+        Float32[np.ndarray, "q d"],
+    ]:
+        """Returns features of the queries, of the gallery, and of occluded queries.
+
+        An image that is query and gallery is encoded once.
+
+        Args:
+          params: As `encode` takes them, on the devices.
+          people: Whom to seek.
+          cameras: Of all records; for an `encode` that wants to know.
+
+        Raises:
+          RunError: An image cannot be used; names it.
+        """
+
+        def extract(records: Int64[np.ndarray, " n"], change: Change | None = None):
+            seen_by = None if cameras is None else cameras[records]
+            return self(params, people.records, records, seen_by, change)
+
+        once = np.union1d(people.query, people.gallery)
+        whole = extract(once)
+        return (
+            whole[np.searchsorted(once, people.query)],
+            whole[np.searchsorted(once, people.gallery)],
+            extract(people.query, occlude),
+        )
+
     def _read(
         self, records: Records, index: int, change: Change | None
     ) -> UInt8[np.ndarray, "height width 3"]:
@@ -177,5 +213,6 @@ def camera_centred(
     return centred
 
 
-def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+def unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Vectors of length 1 in the same directions; those of length 0 become nan."""
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)

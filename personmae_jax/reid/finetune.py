@@ -5,7 +5,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from personmae_jax import sharding
 from personmae_jax.checkpoint import Checkpoints, has_checkpoint
@@ -13,13 +13,12 @@ from personmae_jax.errors import RunError
 from personmae_jax.experiment import matmul_dtype
 from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.features import Change, Extractor
+from personmae_jax.reid.features import Extractor
 from personmae_jax.reid.finetune_config import FinetuneConfig, check_devices
 from personmae_jax.reid.finetune_init import Start, read_encoder
 from personmae_jax.reid.finetune_model import make_encode
 from personmae_jax.reid.finetune_report import FinetuneReport
 from personmae_jax.reid.finetune_step import FinetuneState, Finetuning, build
-from personmae_jax.reid.occlusion import occlude
 from personmae_jax.reid.retrieval import Scores
 from personmae_jax.reid.sampling import (
     FinetuneBatches,
@@ -29,10 +28,10 @@ from personmae_jax.reid.sampling import (
 )
 from personmae_jax.storage import open_path
 from personmae_jax.train_loop import (
-    FINISHED,
-    INTERRUPTED,
     device_errors,
     keep_compiled,
+    say_end,
+    say_nothing_to_do,
 )
 from personmae_jax.workdir import Workdir
 
@@ -83,11 +82,7 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         )
         start = checkpoints.latest_step() or 0
         if start >= num_steps:
-            print(
-                f"{path} holds a finished run of {start} steps: nothing to do. "
-                "For a new run name another --workdir."
-            )
-            return FINISHED
+            return say_nothing_to_do(path, start)
         if start:
             state = checkpoints.restore(finetuning.abstract_state, start)
         else:
@@ -111,13 +106,7 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
                 *(finetuning, state, start, stream, rows, checkpoints, lock),
                 *(evaluate, every),
             )
-    if is_main:
-        print(
-            rows.summarise()
-            if last == num_steps
-            else f"Interrupted: saved step {last} of {num_steps}; start again to go on."
-        )
-    return FINISHED if last == num_steps else INTERRUPTED
+    return say_end(last, num_steps, rows.summarise)
 
 
 class Evaluator:
@@ -132,7 +121,6 @@ class Evaluator:
             encode, network.data, finetuning.mesh, cfg.eval.batch_size
         )
         self._dataset, self._cameras = dataset, camera_numbers(dataset)
-        self._images = np.union1d(dataset.query, dataset.gallery)
 
     def __call__(self, state: FinetuneState) -> tuple[Scores, float]:
         """Returns the scores, and the mAP with a block of every query hidden.
@@ -140,28 +128,11 @@ class Evaluator:
         Raises:
           RunError: An image cannot be used, or a feature is not finite.
         """
-        dataset, images = self._dataset, self._images
-        whole = self._features(state, images)
-        query, gallery = (
-            whole[np.searchsorted(images, part)]
-            for part in (dataset.query, dataset.gallery)
+        params = {"params": state.params, "statistics": state.statistics}
+        query, gallery, occluded = self._extract.of_people(
+            params, self._dataset, self._cameras
         )
-        hidden = self._features(state, dataset.query, occlude)
-        return self._score(query, gallery), self._score(hidden, gallery).mAP
-
-    def _features(
-        self,
-        state: FinetuneState,
-        images: Int64[np.ndarray, " n"],
-        change: Change | None = None,
-    ) -> Float32[np.ndarray, "n d"]:
-        return self._extract(
-            {"params": state.params, "statistics": state.statistics},
-            self._dataset.records,
-            images,
-            self._cameras[images],
-            change,
-        )
+        return self._score(query, gallery), self._score(occluded, gallery).mAP
 
     def _score(
         self, query: Float32[np.ndarray, "q d"], gallery: Float32[np.ndarray, "g d"]

@@ -15,7 +15,6 @@ from personmae_jax.experiment import Experiment, matmul_dtype
 from personmae_jax.reid import datasets, retrieval
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
-from personmae_jax.reid.occlusion import occlude
 from personmae_jax.state import TrainState
 
 
@@ -53,7 +52,6 @@ class Monitor:
         self._last = experiment.num_steps
         self._centre_cameras = cfg.eval.centre_cameras
         self._people = people
-        self._images = np.union1d(people.query, people.gallery)
 
     def is_due(self, step: int) -> bool:
         """Every config.eval.every_steps and after the last step."""
@@ -67,17 +65,10 @@ class Monitor:
         Raises:
           RunError: An image cannot be used.
         """
-        people, networks = self._people, (state.params["encoder"], state.teacher_params)
-        features = self._extract(networks, people.records, self._images)
-        gallery = features[np.searchsorted(self._images, people.gallery)]
-        queries = {
-            "retrieval": features[np.searchsorted(self._images, people.query)],
-            "occluded": self._extract(
-                networks, people.records, people.query, change=occlude
-            ),
-        }
+        networks = (state.params["encoder"], state.teacher_params)
+        whole, gallery, occluded = self._extract.of_people(networks, self._people)
         scores = {}
-        for name, query in queries.items():
+        for name, query in (("retrieval", whole), ("occluded", occluded)):
             halves = zip(np.split(query, 2, 1), np.split(gallery, 2, 1), strict=True)
             for network, pair in zip(("", "teacher_"), halves, strict=True):
                 mean_ap, rank1 = self._score(*pair)
@@ -98,8 +89,9 @@ class Monitor:
         if self._centre_cameras:
             cameras = np.concatenate([asked.cameras, stored.cameras])
             features = camera_centred(features, cameras)
-        lengths = np.linalg.norm(features, axis=1)
-        if not np.all(np.isfinite(lengths) & (lengths > 0)):
+        try:
+            retrieval.lengths(features)
+        except ValueError:
             return math.nan, math.nan
         query, gallery = np.split(features, [len(query)])
         scores = retrieval.score(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from finetuning import start, tiny_finetuning, tiny_people
 
-from personmae_jax import sharding
+from personmae_jax import sharding, train_loop
 from personmae_jax.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.config import SyntheticConfig
 from personmae_jax.errors import ConfigError, RunError
@@ -78,7 +78,7 @@ def learnt(tmp_path_factory):
         make, one = sharding.make_mesh, jax.devices()[:1]
         patch.setattr(sharding, "make_mesh", lambda cfg=None: make(cfg, one))
         patch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
-        assert finetune.run(cfg, str(workdir), tiny_people()) == finetune.FINISHED
+        assert finetune.run(cfg, str(workdir), tiny_people()) == train_loop.FINISHED
     return workdir
 
 
@@ -149,12 +149,12 @@ def test_a_pretrained_run_has_no_head_to_export(tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, no_preemption):
     whole, halves, cfg = tmp_path / "whole", tmp_path / "halves", tiny_finetuning()
     cfg.log.every_steps = 1
-    assert finetune.run(cfg, str(whole), tiny_people()) == finetune.FINISHED
+    assert finetune.run(cfg, str(whole), tiny_people()) == train_loop.FINISHED
     no_preemption.add(5)
-    assert finetune.run(cfg, str(halves), tiny_people()) == finetune.INTERRUPTED
+    assert finetune.run(cfg, str(halves), tiny_people()) == train_loop.INTERRUPTED
     assert rows(halves)[-1]["step"] == 5
     no_preemption.clear()
-    assert finetune.run(cfg, str(halves), tiny_people()) == finetune.FINISHED
+    assert finetune.run(cfg, str(halves), tiny_people()) == train_loop.FINISHED
     clock = {"images_per_second"}
     one, other = (
         [{k: v for k, v in row.items() if k not in clock} for row in rows(run)]

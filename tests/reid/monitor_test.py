@@ -17,6 +17,7 @@ from personmae_jax.data.records import open_records
 from personmae_jax.data.synthetic import encode_pedestrian
 from personmae_jax.errors import ConfigError
 from personmae_jax.profiling import Trace
+from personmae_jax.reid.features import Extractor
 from personmae_jax.reid.monitor import Monitor, open_people
 from personmae_jax.report import Report
 
@@ -217,13 +218,13 @@ def test_a_folder_of_known_people_is_evaluated(experiment, tmp_path):
 
 
 @pytest.fixture
-def judge(experiment, people):
+def judge(experiment, people, monkeypatch):
     """Scores of features that are functions of (identity, camera, whether occluded)."""
 
     def judge(student, teacher):
         monitor = Monitor(experiment, people)
 
-        def extract(networks, records, indices, cameras=None, change=None):
+        def extract(self, networks, records, indices, cameras=None, change=None):
             found = []
             for i in indices:
                 who = int(people.identities[i] - people.identities[0])
@@ -232,7 +233,7 @@ def judge(experiment, people):
                 found.append(np.concatenate(both))
             return np.array(found, np.float32)
 
-        monitor._extract = extract
+        monkeypatch.setattr(Extractor, "__call__", extract)
         return monitor(experiment.init_state())
 
     return judge
