@@ -7,8 +7,9 @@ In one run, round after round in turn, medians of all rounds, images/s:
   pipeline_1  all of `PretrainBatches.iterate`, its thread and the consumer on one core:
               records read, shuffled, decoded, cut, flipped, masked, put into batches
   pipeline_best  the same as a run has it: default threads and workers, all cores
-  torch       a DataLoader with Pillow doing the same two crops, with as many workers
-              as there are cores; where torch is installed
+  torch       a DataLoader over a data set that reads a record, draws the same two
+              boxes and the flip, and cuts them with Pillow; as many workers as there
+              are cores; where torch is installed
 
 Then a process of its own tells the time from its start to the first batch, and its
 peak memory after each of three epochs, an epoch being 64 batches at least.
@@ -43,10 +44,10 @@ from personmae_jax.config import Config
 from personmae_jax.data import regions
 from personmae_jax.data.draws import Draws, Stream
 from personmae_jax.data.pipeline import PretrainBatches
-from personmae_jax.data.records import open_records
+from personmae_jax.data.records import Records, open_records
 
 _ROUNDS = 9
-_BATCHES = 8  # in one round, which starts the pipeline anew
+_BATCHES = 32  # in one round, which starts the pipeline and the DataLoader anew
 _MAX_SAMPLE = 2000  # pictures of the bare loop
 _SHARDS = 256
 _CORES = os.sched_getaffinity(0)
@@ -63,22 +64,28 @@ def read_config(data: str, batch_size: int) -> Config:
 
 
 class Pictures:
-    """Encoded pictures in memory, each with two boxes; a PyTorch data set, too."""
+    """JPEG records and the numbers to cut them by; a PyTorch data set, too."""
 
-    def __init__(self, records, cfg: Config):
+    def __init__(self, records: Records, cfg: Config):
         step = max(1, len(records) // _MAX_SAMPLE)
-        read = [records.read(index) for index in range(0, len(records), step)]
-        self.encoded = [data for data in read if data.startswith(b"\xff\xd8\xff")]
+        read = [(index, records.read(index)) for index in range(0, len(records), step)]
+        jpegs = [(i, data) for i, data in read if data.startswith(b"\xff\xd8\xff")]
+        self.indices, self.encoded = zip(*jpegs, strict=True)
+        self.records, self.cfg = records, cfg
         self.size = (cfg.data.width, cfg.data.height)
-        draws = Draws(cfg.train.seed, range(len(self.encoded)))
-        numbers = draws.uniform(Stream.REGIONS, regions.NUM_DRAWS)
-        self.regions = []
-        for row, data in zip(numbers, self.encoded, strict=True):
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            drawn = regions.sample_regions(
-                row, height, width, cfg.regions, cfg.data.height, cfg.data.width
-            )
-            self.regions.append(drawn)
+        draws = Draws(cfg.train.seed, range(len(jpegs)))
+        self.numbers = draws.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        self.regions = [
+            self.draw(row, *simplejpeg.decode_jpeg_header(data)[:2])
+            for row, data in enumerate(self.encoded)
+        ]
+
+    def draw(self, row: int, height: int, width: int) -> regions.Regions:
+        cfg, data = self.cfg.regions, self.cfg.data
+        numbers = self.numbers[row]
+        return regions.sample_regions(
+            numbers, height, width, cfg, data.height, data.width
+        )
 
     def bare(self) -> None:
         """Decodes and cuts every picture, as one would write it down."""
@@ -94,12 +101,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """The two crops by Pillow, for a DataLoader."""
         from PIL import Image
 
-        image = Image.open(io.BytesIO(self.encoded[index])).convert("RGB")
-        box_a, box_b, is_flipped = self.regions[index]
+        data = self.records.read(self.indices[row])
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        box_a, box_b, is_flipped = self.draw(row, image.height, image.width)
         if is_flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         a, b = (

@@ -111,8 +111,17 @@ class FolderRecords:
 
     def read(self, index: int) -> bytes:
         path = os.path.join(os.fsencode(self._root), self._names[index])
-        with open(path, "rb", buffering=0) as file:  # read at once
-            return file.read()
+        # Of the system itself: `open` calls it twice as often, and at every call
+        # threads wait for each other.
+        file = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(file).st_size
+            data = os.read(file, size)
+            while len(data) < size and (more := os.read(file, size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(file)
 
     def name(self, index: int) -> str:
         return printable(self._names[index])

@@ -122,6 +122,17 @@ def test_a_dangling_link_is_a_record_that_cannot_be_read(tmp_path):
         records.read(1)
 
 
+def test_a_file_that_comes_in_pieces_is_read_to_its_end(tmp_path, monkeypatch):
+    _write(tmp_path, "a.jpg")
+    records, read = _open("folder", tmp_path), os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 100)))
+    assert records.read(0) == _jpeg(0)
+    file_size = os.path.getsize(tmp_path / "a.jpg")
+    monkeypatch.setattr(os, "read", lambda file, size: b"")  # it has been cut
+    assert file_size > 100
+    assert records.read(0) == b""
+
+
 def test_a_name_that_is_not_unicode_can_be_read_and_said(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as file:
         file.write(_jpeg(0))
