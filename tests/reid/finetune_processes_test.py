@@ -1,0 +1,108 @@
+"""Fine-tuning of one and of two processes, as it starts on two hosts."""
+
+import contextlib
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from distributed_test import free_port
+from launch_test import ROOT, environment, rows, wait_for_step
+
+SMALL = (
+    "--config=configs/finetune_quickstart.py",
+    *("--config.encoder.width=64", "--config.encoder.depth=1"),
+    *("--config.data.synthetic.identities=20", "--config.data.synthetic_train=16"),
+    *("--config.sampling.identities=4", "--config.sampling.images=4"),
+    # What two hosts would have to agree on, if it were drawn anywhere but on the step.
+    *("--config.head.drop_path=0.1", "--config.augment.erase_probability=0.5"),
+    "--config.log.every_steps=1",
+)
+SHORT = ("--config.train.steps=10", "--config.eval.every_epochs=0.1")
+NUM_DEVICES = 2
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
+    }
+
+
+@contextlib.contextmanager
+def processes(workdir, *settings: str, env: dict, count: int) -> Iterator[list]:
+    """So many processes of one run; killed when left."""
+    cluster = ()
+    if count > 1:
+        cluster = (f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "launch/finetune.py", f"--workdir={workdir}", *SMALL]
+            + [*settings, *cluster, *([f"--process_id={i}"] if cluster else [])],
+            cwd=ROOT,
+            env=environment(env),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()  # closes its pipe, too
+
+
+def finetune(workdir, *settings: str, env: dict, count: int) -> None:
+    """Runs to the end."""
+    with processes(workdir, *settings, env=env, count=count) as started:
+        said = [process.communicate(timeout=300)[1] for process in started]
+    assert [p.returncode for p in started] == [0] * count, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, env) -> pathlib.Path:
+    """The workdir of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finetune(workdir, *SHORT, env=env, count=1)
+    return workdir
+
+
+def numbers(workdir: pathlib.Path) -> list[float]:
+    names = ("loss", "identity_loss", "triplet_loss", "grad_norm")
+    return [row[name] for row in rows(workdir) for name in names]
+
+
+def scores(workdir: pathlib.Path) -> list[float]:
+    return [row["retrieval_mAP"] for row in rows(workdir) if "retrieval_mAP" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_two_processes_learn_and_score_as_one(tmp_path, alone, env, fsdp):
+    finetune(tmp_path, *SHORT, f"--config.mesh.fsdp={fsdp}", env=env, count=2)
+    # The sum over the batch is split in another place: float32 rounding, which grows.
+    assert numbers(tmp_path) == pytest.approx(numbers(alone), rel=1e-3)
+    assert len(scores(tmp_path)) == len(scores(alone)) == 10
+    assert scores(tmp_path) == pytest.approx(scores(alone), abs=0.02)
+    kept = {int(step.name) for step in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {int(step.name) for step in (alone / "checkpoints").iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_one_goes_on(tmp_path, alone, env):
+    with processes(tmp_path, *SHORT, env=env, count=2) as started:
+        wait_for_step(started[0], tmp_path, 2)
+        started[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [75, 75], "\n".join(said)
+    finetune(tmp_path, *SHORT, env=env, count=1)
+    assert numbers(tmp_path) == pytest.approx(numbers(alone), rel=1e-3)
+    assert scores(tmp_path) == pytest.approx(scores(alone), abs=0.02)
