@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "launch"))
 import command_line  # launch/ puts the repository on the path
 
 _CONFIG = command_line.define_config()
-_ROUNDS, _STEPS = 3, 3  # of each kind; a round before them does not count
+_ROUNDS, _STEPS = 3, 10  # of each kind; a round before them does not count
 
 
 class _Pause:
