@@ -8,8 +8,9 @@ In one run, round after round in turn, medians of all rounds, images/s:
               records read, shuffled, decoded, cut, flipped, masked, put into batches
   pipeline_best  the same as a run has it: default threads and workers, all cores
   torch       a DataLoader over a data set that reads a record, draws the same two
-              boxes and the flip, and cuts them with Pillow; as many workers as there
-              are cores; where torch is installed
+              boxes and the flip, and cuts them with Pillow into uint8 tensors of
+              (3, height, width), torchvision's; as many workers as there are cores;
+              where torch is installed
 
 Then a process of its own tells the time from its start to the first batch, and its
 peak memory after each of three epochs, an epoch being 64 batches at least.
@@ -101,8 +102,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, row: int) -> tuple:
         """The two crops by Pillow, for a DataLoader."""
+        import torch
         from PIL import Image
 
         data = self.records.read(self.indices[row])
@@ -110,15 +112,13 @@ class Pictures:
         box_a, box_b, is_flipped = self.draw(row, image.height, image.width)
         if is_flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        a, b = (
-            np.array(
-                image.resize(
-                    self.size, Image.Resampling.BICUBIC, (x, y, x + width, y + height)
-                )
+        crops = (
+            image.resize(
+                self.size, Image.Resampling.BICUBIC, (x, y, x + width, y + height)
             )
             for y, x, height, width in (box_a, box_b)
         )
-        return a, b
+        return tuple(torch.from_numpy(np.array(c)).permute(2, 0, 1) for c in crops)
 
 
 def torch_loader(pictures: Pictures, num_images: int, batch_size: int):
