@@ -7,6 +7,8 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 
+import gc
+
 import command_line
 
 from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
@@ -17,6 +19,7 @@ _WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
+    gc.disable()  # as in pretrain.py
     cfg, workdir = _CONFIG(), _WORKDIR()
     from personmae_jax.reid import finetune_init, sampling
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import TypeVar
 
-import fsspec.config
 from etils import epath
 
 from personmae_jax.errors import ConfigError
@@ -37,6 +36,8 @@ def open_path(path: os.PathLike[str] | str) -> epath.Path:
             f"--workdir={os.fspath(path)} needs gcsfs; "
             "pip install -r requirements-gcs.txt"
         )
+    import fsspec.config  # 0.1 s, so only when used
+
     # gcsfs would go on listing what it once saw, while tensorstore and other hosts
     # write beside it.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False

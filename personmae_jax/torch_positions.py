@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from scipy import ndimage
 
 from personmae_jax import torch_weights
 from personmae_jax.config import Config
@@ -131,6 +130,8 @@ def resample_positions(
     """
     if new == grid:
         return table
+    from scipy import ndimage  # 0.2 s, so only when used
+
     patches = table[0, 1:].astype(np.float64).reshape(*grid, -1)
     zoom = (new[0] / grid[0], new[1] / grid[1], 1)
     patches = np.asarray(

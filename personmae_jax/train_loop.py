@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import re
 import time
@@ -72,17 +73,19 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         start = checkpoints.latest_step()
         if start is not None and start >= num_steps:
             return say_nothing_to_do(path, start)
+        # The step is compiled and the first batches are made beside the initial state;
+        # it is traced before that, since two threads of Python would share one core.
+        lowered = experiment.train_step.lower(
+            experiment.abstract_state, experiment.abstract_batch
+        )
+        compiled = stack.enter_context(futures.ThreadPoolExecutor(1)).submit(
+            lowered.compile
+        )
         batches = PretrainBatches(
             records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
         )
-        # The first batches and the compiled step are made beside the initial state.
         stream = stack.enter_context(
             contextlib.closing(batches.iterate(start or 0, num_steps))
-        )
-        compiled = stack.enter_context(futures.ThreadPoolExecutor(1)).submit(
-            lambda: experiment.train_step.lower(
-                experiment.abstract_state, experiment.abstract_batch
-            ).compile()
         )
         if start is None:
             start, state = 0, _initial_state(experiment, imported)
@@ -172,6 +175,13 @@ def keep_compiled(workdir: epath.Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def collect_garbage() -> None:
+    """Turns Python's collector on, which launchers turn off while a run starts."""
+    if not gc.isenabled():
+        gc.freeze()  # what is there stays, and is walked through no more
+        gc.enable()
+
+
 def train(
     experiment: Experiment,
     state: TrainState,
@@ -206,6 +216,7 @@ def train(
                 experiment.mesh,
             )
             state, metrics = experiment.train_step(state, batch)
+            collect_garbage()
             trace.after(step, metrics)
             report.note(step, metrics, rows, data_seconds)
             is_last = step == num_steps or checkpoints.reached_preemption(step)

@@ -1,6 +1,7 @@
 """Promises about the host loop: the devices never wait for the host."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,15 @@ class _NoCheckpoints(Checkpoints):
 
     def save(self, step: int, state) -> None:
         pass
+
+
+@pytest.fixture
+def collector_off():
+    """As a launcher starts."""
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -87,3 +97,7 @@ def test_at_most_two_steps_are_in_flight(events):
     order = {event: place for place, event in enumerate(events)}
     for step in range(1, _NUM_STEPS - 1):
         assert order["wait", step] < order["put", step + 2]
+
+
+def test_the_first_step_turns_the_garbage_collector_on(collector_off, events):
+    assert gc.isenabled()
