@@ -20,6 +20,7 @@ from personmae_jax.storage import is_remote, write_whole
 
 HEARTBEAT = 30.0  # seconds between two refreshes of a lock without flock
 STALE = 180.0  # seconds without a refresh after which its holder counts as dead
+WATCH = 5.0  # seconds between two looks at a lock whose holder may be dead
 SETTLE = 3.0  # seconds after which a rival's simultaneous write has become visible
 
 
@@ -77,6 +78,9 @@ class FileLock:
 class HeartbeatLock:
     """FOLDER/lock, rewritten every `HEARTBEAT` seconds while its holder lives.
 
+    A holder on another host is waited for, until it gives a sign of life or counts as
+    dead: so a run that was killed and is started again elsewhere at once goes on.
+
     Of two runs that start within `SETTLE` seconds the last writer wins, and the
     other one sees that.
     """
@@ -87,10 +91,7 @@ class HeartbeatLock:
         self._lost = False
         self._stop = threading.Event()
         where = f"{flag}={folder}"
-        holder = self._read()
-        if holder and not _is_dead(holder):
-            rest = max(STALE - _age(holder), 1)
-            raise _refusal(where, holder, f"in case it is dead, wait {rest:.0f} s")
+        self._wait_for_holder(where)
         self._write()
         self._stop.wait(SETTLE)
         holder = self._read()
@@ -100,6 +101,24 @@ class HeartbeatLock:
             target=self._refresh, name="workdir-lock", daemon=True
         )
         self._thread.start()
+
+    def _wait_for_holder(self, where: str) -> None:
+        """Returns once the lock is free or its holder dead; raises if that is alive."""
+        first = holder = self._read()
+        rest = min(STALE - _age(holder), STALE)  # its clock may be ahead of ours
+        until = time.monotonic() + rest
+        while holder and not _is_dead(holder) and time.monotonic() < until:
+            if _is_here(holder) or holder != first:
+                raise _refusal(where, holder)
+            logging.log_first_n(
+                logging.WARNING,
+                "%s is locked by process %s on %s; waiting up to %.0f s for a sign "
+                "that it lives",
+                1,
+                *(where, holder["pid"], holder.get("host"), rest),
+            )
+            self._stop.wait(WATCH)
+            holder = self._read()
 
     def is_lost(self) -> bool:
         """Whether another run has taken the lock over."""
@@ -165,14 +184,19 @@ def _age(holder: dict[str, Any]) -> float:
     return time.time() - heartbeat if isinstance(heartbeat, float) else float("inf")
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder is, or was, a process of this machine."""
     mine = _identity()
+    return all(holder.get(name) == mine[name] for name in ("host", "boot"))
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
     if _age(holder) > STALE:
         return True
-    if any(holder.get(name) != mine[name] for name in ("host", "boot")):
-        return False
     # A restarted container often gives its process the number of the one before.
-    return holder["pid"] == mine["pid"] or not _lives(holder["pid"])
+    return _is_here(holder) and (
+        holder["pid"] == os.getpid() or not _lives(holder["pid"])
+    )
 
 
 def _lives(pid: int) -> bool:

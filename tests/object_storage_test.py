@@ -1,6 +1,7 @@
 """A run's files on gs://, against a loopback server that has no append or rename."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -98,10 +99,9 @@ def test_lock_and_config(store, workdir, monkeypatch):
     cfg = Config()
     with open_workdir("gs://bucket/runs/one", cfg):
         holder = json.loads(store.objects["runs/one/lock"][1])
-        holder |= {"host": "elsewhere"}
     assert "runs/one/lock" not in store.objects
-    (workdir / "lock").write_text(json.dumps(holder))
-    with pytest.raises(ConfigError, match="on elsewhere"), open_workdir(workdir, cfg):
+    (workdir / "lock").write_text(json.dumps(holder | {"pid": os.getppid()}))
+    with pytest.raises(ConfigError, match="is in use"), open_workdir(workdir, cfg):
         pass
     (workdir / "lock").unlink()
     assert read_config("gs://bucket/runs/one") == cfg
