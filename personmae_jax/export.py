@@ -189,6 +189,7 @@ def describe_export(
         "step": step,
         "config": config_to_json(cfg),
         "training": "fine-tuning" if "sampling" in about["config"] else "PersonMAE",
+        "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",

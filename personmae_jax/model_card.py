@@ -72,6 +72,13 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
     told = [f"### {title}\n\n{text}\n" for title, text in texts.items() if text]
     if not told:
         told = [f"The codebases of this layout have no {meta['architecture']}.\n"]
+    if meta["uses_cameras"] and layout != "transreid":
+        told.insert(
+            0,
+            "WARNING: the run adds an embedding of the camera to every token "
+            "(config.head.use_cameras), which is not in this file; its scores are of "
+            "both. --layout=transreid has it.\n",
+        )
     if "distilled" in file:
         told.insert(
             0,

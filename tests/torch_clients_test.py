@@ -173,6 +173,7 @@ def test_a_transreid_ssl_loader_loads_all_150_layers(file, codebase, grid):
 
 
 VITS = {  # meta of a ViT-S
+    "uses_cameras": 0,
     **{"width": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4},
     **{"patch_size": 16, "grid": [16, 8], "image_size": [256, 128]},
     **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},

@@ -102,6 +102,7 @@ def test_transreid_gets_encoder_neck_and_classifier_to_the_bit(learnt, tmp_path)
     torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
     told = export(learnt, tmp_path / "file.pth", layout="transreid")
     assert "Verified" in told
+    assert "use_cameras" not in told
     tensors = torch.load(tmp_path / "file.pth", weights_only=True)
     outside = {name for name in tensors if not name.startswith("base.")}
     assert outside == {
@@ -124,7 +125,9 @@ def test_transreid_gets_encoder_neck_and_classifier_to_the_bit(learnt, tmp_path)
 def test_the_plain_layouts_hold_the_fine_tuned_encoder(learnt, tmp_path):
     pytest.importorskip("safetensors", reason="needs requirements-torch.txt")
     export(learnt, tmp_path / "file.safetensors", layout="safetensors")
-    assert "fine-tuned" in (tmp_path / "file.safetensors.md").read_text()
+    card = (tmp_path / "file.safetensors.md").read_text()
+    assert "fine-tuned" in card
+    assert "an embedding of the camera" in card  # that the file has not
     cfg = tiny_finetuning()
     cfg.init.torch_weights = str(tmp_path / "file.safetensors")
     finetune_init.settle(cfg, str(tmp_path / "new"))
