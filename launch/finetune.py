@@ -7,8 +7,6 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 
-import gc
-
 import command_line
 
 from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
@@ -19,7 +17,7 @@ _WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
-    gc.disable()  # as in pretrain.py
+    command_line.stop_collector()
     cfg, workdir = _CONFIG(), _WORKDIR()
     from personmae_jax.reid import finetune_init, sampling
 

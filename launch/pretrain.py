@@ -7,8 +7,6 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 
-import gc
-
 import command_line
 
 _CONFIG = command_line.define_config()
@@ -17,9 +15,7 @@ _WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
-    # Starting makes a million objects and next to no garbage; Python would walk through
-    # them over and over. The first step turns its collector on again.
-    gc.disable()
+    command_line.stop_collector()
     cfg = _CONFIG()
     # Wrong settings are said before jax is even imported.
     from personmae_jax.config_check import check

@@ -175,13 +175,6 @@ def keep_compiled(workdir: epath.Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def collect_garbage() -> None:
-    """Turns Python's collector on, which launchers turn off while a run starts."""
-    if not gc.isenabled():
-        gc.freeze()  # what is there stays, and is walked through no more
-        gc.enable()
-
-
 def train(
     experiment: Experiment,
     state: TrainState,
@@ -216,9 +209,10 @@ def train(
                 experiment.mesh,
             )
             state, metrics = experiment.train_step(state, batch)
-            collect_garbage()
             trace.after(step, metrics)
             report.note(step, metrics, rows, data_seconds)
+            if step > start + 1:  # the first one is done
+                gc.enable()  # the launcher has turned it off
             is_last = step == num_steps or checkpoints.reached_preemption(step)
             if step == num_steps or step % cfg.log.pictures_every_steps == 0:
                 report.write_picture(step, state.params)

@@ -35,7 +35,6 @@ def collector_off():
     """As a launcher starts."""
     gc.disable()
     yield
-    gc.unfreeze()
     gc.enable()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 
 import jax
 import numpy as np
@@ -28,7 +29,6 @@ from personmae_jax.reid.sampling import (
 )
 from personmae_jax.storage import open_path
 from personmae_jax.train_loop import (
-    collect_garbage,
     device_errors,
     keep_compiled,
     say_end,
@@ -168,7 +168,7 @@ def train(
         for step in range(start + 1, num_steps + 1):
             batch = sharding.to_devices(next(stream), finetuning.mesh)
             state, metrics = finetuning.train_step(state, batch)
-            collect_garbage()
+            gc.enable()  # the launcher has turned it off
             rows.note(step, metrics)
             is_evaluated = step == num_steps or step % evaluate_every == 0
             is_last = step == num_steps or checkpoints.reached_preemption(step)
