@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 
 from personmae_jax.data.prepare_plan import Plan
-from personmae_jax.data.workers import live_with_parent
+from personmae_jax.data.workers import live_with_parent, signals_held
 from personmae_jax.errors import RunError
 from personmae_jax.progress import Progress
 
@@ -41,7 +41,8 @@ class LocalPool:
         count = min(self._num_processes, len(shards))
         try:
             with worker_pool(count) as pool:
-                futures = [pool.submit(function, folder, shard) for shard in shards]
+                with signals_held():  # the first of these start the processes
+                    futures = [pool.submit(function, folder, shard) for shard in shards]
                 _show_progress(plan, dict(zip(futures, shards, strict=True)))
                 return [future.result() for future in futures]
         except BrokenProcessPool:

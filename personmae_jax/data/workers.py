@@ -1,10 +1,27 @@
 """What every worker process of ours has in common: it lives exactly as its parent."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Starts processes that no signal reaches before `live_with_parent`.
+
+    What this process is sent meanwhile reaches it afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def live_with_parent() -> None:
@@ -13,7 +30,7 @@ def live_with_parent() -> None:
     Ctrl-C, and a scheduler's SIGTERM, go to every process of a group; but the parent
     alone decides when to stop, and may go on until it has saved.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
