@@ -1,15 +1,13 @@
 """Runs of one and of two processes, as `launch/pretrain.py` starts on two hosts."""
 
-import contextlib
 import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
-from distributed_test import free_port
-from launch_test import TINY, pretrain, rows, start, wait_for_step
+from hosts import environment_of_hosts, start_hosts, with_devices
+from launch_test import TINY, command, pretrain, rows, wait_for_step
 
 from personmae_jax.config import Config
 from personmae_jax.data import synthetic
@@ -33,16 +31,7 @@ LOSSES = ("loss", "pixel_loss", "feature_loss", "grad_norm")
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-    }
-
-
-def with_devices(env: dict[str, str], count: int) -> dict[str, str]:
-    """The environment of a process that has so many devices."""
-    return env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return environment_of_hosts(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +47,9 @@ def images(tmp_path_factory) -> tuple[str, str]:
     return f"--config.data.path={folder}", bad
 
 
-@contextlib.contextmanager
-def two_processes(workdir, *settings: str, env: dict, num_devices: int) -> Iterator:
+def two_processes(workdir, *settings: str, env: dict, num_devices: int):
     """Two processes of one run with so many devices each; killed when left."""
-    cluster = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
-    env = with_devices(env, num_devices)
-    processes = [
-        start(workdir, *settings, *cluster, f"--process_id={i}", env=env)
-        for i in range(2)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()  # closes its pipe, too
+    return start_hosts(command(workdir, *settings), 2, with_devices(env, num_devices))
 
 
 @pytest.fixture(scope="module")

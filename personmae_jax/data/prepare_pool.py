@@ -41,8 +41,7 @@ class LocalPool:
         count = min(self._num_processes, len(shards))
         try:
             with worker_pool(count) as pool:
-                with signals_held():  # the first of these start the processes
-                    futures = [pool.submit(function, folder, shard) for shard in shards]
+                futures = [pool.submit(function, folder, shard) for shard in shards]
                 _show_progress(plan, dict(zip(futures, shards, strict=True)))
                 return [future.result() for future in futures]
         except BrokenProcessPool:
@@ -69,13 +68,19 @@ def _show_progress(plan: Plan, shards: dict[concurrent.futures.Future, int]) -> 
             progress.show(done, f"{rate:,.0f} images/s")
 
 
+class _Pool(concurrent.futures.ProcessPoolExecutor):
+    def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future:
+        with signals_held():  # the first calls start the processes
+            return super().submit(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def worker_pool(
     num_processes: int,
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool whose processes are killed when its block is left by an exception."""
     others = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(
+    pool = _Pool(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,

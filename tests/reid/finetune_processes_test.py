@@ -1,15 +1,12 @@
 """Fine-tuning of one and of two processes, as it starts on two hosts."""
 
-import contextlib
 import pathlib
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-from distributed_test import free_port
-from launch_test import ROOT, environment, rows, wait_for_step
+from hosts import environment_of_hosts, start_hosts
+from launch_test import rows, wait_for_step
 
 SMALL = (
     "--config=configs/finetune_quickstart.py",
@@ -21,43 +18,17 @@ SMALL = (
     "--config.log.every_steps=1",
 )
 SHORT = ("--config.train.steps=10", "--config.eval.every_epochs=0.1")
-NUM_DEVICES = 2
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
-    }
+    return environment_of_hosts(tmp_path_factory.mktemp("cache"), num_devices=2)
 
 
-@contextlib.contextmanager
-def processes(workdir, *settings: str, env: dict, count: int) -> Iterator[list]:
+def processes(workdir, *settings: str, env: dict, count: int):
     """So many processes of one run; killed when left."""
-    cluster = ()
-    if count > 1:
-        cluster = (f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "launch/finetune.py", f"--workdir={workdir}", *SMALL]
-            + [*settings, *cluster, *([f"--process_id={i}"] if cluster else [])],
-            cwd=ROOT,
-            env=environment(env),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()  # closes its pipe, too
+    words = (f"--workdir={workdir}", *SMALL, *settings)
+    return start_hosts([sys.executable, "launch/finetune.py", *words], count, env)
 
 
 def finetune(workdir, *settings: str, env: dict, count: int) -> None:

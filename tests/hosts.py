@@ -1,0 +1,50 @@
+"""Real processes of one run on this machine, as they start on several hosts."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from distributed_test import free_port
+from launch_test import ROOT, environment
+
+
+def environment_of_hosts(cache, num_devices: int = 1) -> dict[str, str]:
+    """Of processes that talk by gloo, and what they compile is kept in `cache`."""
+    return with_devices(
+        {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        },
+        num_devices,
+    )
+
+
+def with_devices(env: dict[str, str], count: int) -> dict[str, str]:
+    """The environment of a process that has so many devices."""
+    return env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
+@contextlib.contextmanager
+def start_hosts(
+    command: Sequence[str], count: int, env: dict[str, str]
+) -> Iterator[list[subprocess.Popen]]:
+    """So many processes of one run, one if it is alone; killed when left."""
+    cluster = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    processes = [
+        subprocess.Popen(
+            [*command, *([*cluster, f"--process_id={i}"] if count > 1 else ())],
+            cwd=ROOT,
+            env=environment(env),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()  # closes its pipe, too
