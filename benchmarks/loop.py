@@ -42,12 +42,13 @@ def main() -> None:
     import jax
     from etils import epath
 
-    from personmae_jax import experiment as experiments
-    from personmae_jax import sharding, train_loop
+    from personmae_jax import sharding
     from personmae_jax.data.pipeline import PretrainBatches
     from personmae_jax.data.records import open_records
-    from personmae_jax.profiling import Trace
-    from personmae_jax.report import Report
+    from personmae_jax.engine.profiling import Trace
+    from personmae_jax.pretrain import experiment as experiments
+    from personmae_jax.pretrain import train_loop
+    from personmae_jax.pretrain.report import Report
 
     cfg = _CONFIG()
     experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), 1000 * _STEPS)

@@ -33,10 +33,10 @@ from torch.nn import functional
 
 from personmae_jax.config import DataConfig, EncoderConfig, SyntheticConfig
 from personmae_jax.data import images
-from personmae_jax.data.regions import Box
+from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.pytorch.vit import VisionTransformer
 from personmae_jax.reid import datasets, retrieval
-from personmae_jax.torch_vit import VisionTransformer
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "The export to start from.")
 _DATA = flags.DEFINE_string("data", None, "Folder with train/ and val/.")

@@ -22,14 +22,15 @@ _ROUNDS, _STEPS = 8, 3  # a first round of each does not count
 def main() -> None:
     import jax
 
-    from personmae_jax import experiment as experiments
-    from personmae_jax import preflight, sharding
+    from personmae_jax import sharding
+    from personmae_jax.preflight import estimate
+    from personmae_jax.pretrain import experiment as experiments
 
     cfg = _CONFIG()
     experiment = experiments.build(
         cfg, sharding.make_mesh(cfg.mesh), cfg.train.steps or 1000
     )
-    rows = preflight.noise(experiment)
+    rows = estimate.noise(experiment)
     batch = sharding.to_devices(rows, experiment.mesh)
     state = experiment.init_state()
 

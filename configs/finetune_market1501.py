@@ -1,6 +1,6 @@
 """Fine-tuning of a ViT-B on Market-1501: 256 x 128 pixels, 100 epochs of 16 x 4 images.
 
-Sources: TransReID, TransReID-SSL, HAP; `personmae_jax/reid/finetune_config.py` says
+Sources: TransReID, TransReID-SSL, HAP; `personmae_jax/config_finetune.py` says
 where each setting comes from.
 
 Command: python launch/finetune.py --config=configs/finetune_market1501.py
@@ -12,7 +12,7 @@ Hardware: TPU or GPU; nobody has run it in full yet, so no time and no number st
 here.
 """
 
-from personmae_jax.reid.finetune_config import FinetuneConfig
+from personmae_jax.config_finetune import FinetuneConfig
 
 
 def get_config() -> FinetuneConfig:

@@ -7,7 +7,7 @@ Data: drawn people whom the quickstart has not seen, 128 x 64 pixels; for a fold
 """
 
 from personmae_jax.config import EncoderConfig
-from personmae_jax.reid.finetune_config import FinetuneConfig
+from personmae_jax.config_finetune import FinetuneConfig
 
 
 def get_config() -> FinetuneConfig:

@@ -46,7 +46,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print the scores as JSON, on the last 
 def main() -> None:
     import jax
 
-    from personmae_jax import distributed
+    from personmae_jax.engine import distributed
     from personmae_jax.reid import evaluation
     from personmae_jax.reid.evaluation_inputs import Request
 

@@ -51,7 +51,7 @@ def main() -> int:
 
     # The run itself may hold the accelerator, and float32 is exact on a CPU.
     jax.config.update("jax_platforms", "cpu")
-    from personmae_jax.export import export
+    from personmae_jax.pytorch.export import export
 
     markdown = export(
         _WORKDIR.value,

@@ -9,7 +9,7 @@ Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
 
 import command_line
 
-from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
+from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 
 _CONFIG = command_line.define_config(FinetuneConfig, "configs/finetune_market1501.py")
 _CLUSTER = command_line.define_cluster()
@@ -19,17 +19,17 @@ _WORKDIR = command_line.define_workdir()
 def main() -> int:
     command_line.stop_collector()
     cfg, workdir = _CONFIG(), _WORKDIR()
-    from personmae_jax.reid import finetune_init, sampling
+    from personmae_jax.finetune import init, sampling
 
-    finetune_init.settle(cfg, workdir)
+    init.settle(cfg, workdir)
     check_finetuning(cfg)
     dataset = sampling.open_training(cfg)
 
-    from personmae_jax import distributed
-    from personmae_jax.reid import finetune
+    from personmae_jax.engine import distributed
+    from personmae_jax.finetune import train_loop
 
     distributed.initialize(**_CLUSTER())
-    return finetune.run(cfg, workdir, dataset)
+    return train_loop.run(cfg, workdir, dataset)
 
 
 if __name__ == "__main__":

@@ -34,17 +34,17 @@ def main() -> None:
             "give either --topology=v5e:4x4 or the like, or --device=here"
         )
 
-    from personmae_jax import preflight
-    from personmae_jax.preflight_text import describe
+    from personmae_jax.preflight import estimate
+    from personmae_jax.preflight.text import describe
 
     options = {
-        "num_records": _NUM_RECORDS.value or preflight.LUPERSON,
+        "num_records": _NUM_RECORDS.value or estimate.LUPERSON,
         "dump_hlo": _DUMP_HLO.value,
     }
     if topology is None:
-        report = preflight.measure(cfg, **options)
+        report = estimate.measure(cfg, **options)
     else:
-        report = preflight.estimate(cfg, topology, **options)
+        report = estimate.estimate(cfg, topology, **options)
     print(describe(report))
     if _JSON.value:
         print(json.dumps(report))

@@ -44,14 +44,14 @@ command_line.show("source", "out", "check", "keep-list", "keep-first", "min-side
 
 
 def main() -> int:
-    from personmae_jax.data import prepare, prepare_beam, prepare_check, prepare_pool
-    from personmae_jax.data.prepare_plan import Request
     from personmae_jax.errors import ConfigError
+    from personmae_jax.prepare import beam, job, pool, verify
+    from personmae_jax.prepare.plan import Request
 
     if _CHECK.value is not None:
         if _SOURCE.value or _OUT.value:
             raise ConfigError("--check=DIR stands alone; leave out --source and --out")
-        return prepare_check.check(_CHECK.value, _PROCESSES.value)
+        return verify.check(_CHECK.value, _PROCESSES.value)
     if not _SOURCE.value or not _OUT.value:
         raise ConfigError("give --source PATH... and --out DIR, or --check DIR")
     request = Request(
@@ -61,10 +61,10 @@ def main() -> int:
         min_side=_MIN_SIDE.value,
         drop_duplicates=_DROP_DUPLICATES.value,
     )
-    run_shards = prepare_pool.LocalPool(_PROCESSES.value)
+    run_shards = pool.LocalPool(_PROCESSES.value)
     if _BEAM_RUNNER.value:
-        run_shards = prepare_beam.BeamPool(_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
-    return prepare.prepare(request, _OUT.value, run_shards)
+        run_shards = beam.BeamPool(_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
+    return job.prepare(request, _OUT.value, run_shards)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def main() -> int:
     check(cfg)
     records = open_records(cfg.data)
 
-    from personmae_jax import distributed, train_loop
+    from personmae_jax.engine import distributed
+    from personmae_jax.pretrain import train_loop
 
     distributed.initialize(**_CLUSTER())
     return train_loop.run(cfg, _WORKDIR(), records)

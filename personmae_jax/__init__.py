@@ -42,10 +42,10 @@ def load_encoder(
     # Not above: `import personmae_jax.config` has to work before jax is imported.
     import jax.numpy as jnp
 
-    from personmae_jax import losses
-    from personmae_jax.checkpoint import restore_encoder
+    from personmae_jax import pixels
+    from personmae_jax.engine.checkpoint import restore_encoder
+    from personmae_jax.engine.workdir import read_config
     from personmae_jax.models import personmae
-    from personmae_jax.workdir import read_config
 
     cfg = read_config(workdir)
     params = restore_encoder(workdir, step, weights)
@@ -61,7 +61,7 @@ def load_encoder(
                 f"images are {images.dtype}{list(images.shape)}; this encoder takes "
                 f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"
             )
-        patches = losses.normalised_patches(jnp.asarray(images), cfg)
+        patches = pixels.normalised_patches(jnp.asarray(images), cfg)
         return personmae.encode(cfg, params, patches).tokens
 
     return params, apply

@@ -7,8 +7,8 @@ import typing
 from typing import Any
 
 from personmae_jax.config import Config, field_paths
+from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.errors import ConfigError
-from personmae_jax.reid.finetune_config import FinetuneConfig
 
 Settings = Config | FinetuneConfig
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, Shaped
 
-from personmae_jax.config import MeshConfig
+from personmae_jax.config import Config, MeshConfig
 
 _DATA, _FSDP = "data", "fsdp"
 _MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
@@ -139,6 +141,19 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts the whole of a tree of numpy arrays, the same on every host, everywhere."""
     with jax.transfer_guard("allow"):  # several hosts compare the values first
         return jax.device_put(tree, replicated(mesh))
+
+
+def with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
+    """The leaf of an abstract state or batch, told where it lives."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def matmul_dtype(cfg: Config, mesh: Mesh) -> DTypeLike:
+    """Returns config.train.matmul_dtype; "auto" is bfloat16 on TPU and GPU."""
+    if cfg.train.matmul_dtype != "auto":
+        return jnp.dtype(cfg.train.matmul_dtype)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jnp.dtype(jnp.float32 if is_cpu else jnp.bfloat16)
 
 
 def _split_largest(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

@@ -1,6 +1,7 @@
-"""The order of the layers: a file imports only from files above it."""
+"""The layers: a folder imports only from what stands below it in LAYERS."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -9,41 +10,30 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "personmae_jax"
 
-# From the ground up; of one line, from left to right. A new file gets its place here.
-ORDER = """
-errors config config_check reid.finetune_config config_json revision storage lock
-trees patches
-data.workers data.draws data.memory data.regions data.masks data.images
-data.synthetic_person data.synthetic_body data.synthetic_scene
-data.synthetic_occluders data.synthetic
-data.safe_pickle data.listing data.records data.bad_records data.batches data.pipeline
-reid.layouts reid.datasets reid.retrieval reid.reranking reid.occlusion
-reid.sampling
-sharding
-models.posembed models.attention models.layers models.encoder models.predictor
-models.personmae
-losses reid.features reid.distances reid.finetune_losses reid.finetune_model
-optim state train_step
-metrics progress pictures profiling
-data.joined_file data.zip_source data.tar_source data.lmdb_source data.sources
-data.keep_list data.prepare_plan data.prepare_checks data.prepare_shard
-data.prepare_summary data.prepare_pool data.prepare_check data.prepare_beam
-data.prepare
-workdir distributed checkpoint_files checkpoint
-torch_read torch_layouts torch_recognise torch_weights torch_positions torch_import
-torch_vit verification model_names model_card export
-experiment
-reid.evaluation_inputs reid.evaluation reid.monitor
-report train_loop
-reid.finetune_step reid.finetune_init reid.finetune_report reid.finetune
-chips model_flops hlo_text hlo_costs preflight preflight_text
+# From the ground up: files of the package's root, then its folders.
+LAYERS = """
+errors config config_check config_finetune config_json trees
+sharding pixels optim
+synthetic data models engine prepare pytorch reid
+pretrain finetune preflight
 __init__
 """.split()
+JAX_FREE_FILES = "errors config config_check config_finetune config_json".split()
+JAX_FREE_FOLDERS = "data synthetic prepare".split()
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
+    """`data.masks` of personmae_jax/data/masks.py."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def layer_of(module: str) -> str:
+    """The folder of a module, or the module itself if it lies at the root."""
+    return module.split(".")[0]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -58,15 +48,15 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def layers_of(path: Path) -> set[str]:
-    """Our own files among the imports, as ORDER names them."""
-    layers = set()
+def modules_of(path: Path) -> set[str]:
+    """Our own modules among the imports."""
+    modules = set()
     for name in imports_of(path):
         first, *rest = name.split(".")
         if first == "personmae_jax":
-            found = [".".join(rest[:n]) for n in (2, 1) if ".".join(rest[:n]) in ORDER]
-            layers.add(found[0] if found else "__init__")
-    return layers
+            names = (".".join(rest[:n]) for n in (2, 1))
+            modules.add(next((n for n in names if n in MODULES), "__init__"))
+    return modules
 
 
 def libraries_of(path: Path) -> set[str]:
@@ -74,20 +64,33 @@ def libraries_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_file_imports_only_from_files_above_it(path):
+def test_a_file_imports_only_from_its_own_folder_and_from_layers_below(path):
     module = module_of(path)
     if module.endswith(".__init__"):
         assert not imports_of(path)
         return
-    assert module in ORDER, f"give {module} its place in ORDER"
-    below = {
-        name for name in layers_of(path) if ORDER.index(name) >= ORDER.index(module)
+    layer = layer_of(module)
+    assert layer in LAYERS, f"give {layer} its place in LAYERS"
+    below = LAYERS[: LAYERS.index(layer)]
+    others = {name for name in modules_of(path) if layer_of(name) != layer}
+    above = {name for name in others if layer_of(name) not in below}
+    assert not above, f"{module} must not import {above}"
+
+
+def test_imports_inside_a_folder_have_no_cycle():
+    graph = {
+        module_of(path): {
+            name
+            for name in modules_of(path)
+            if layer_of(name) == layer_of(module_of(path))
+        }
+        for path in FILES
     }
-    assert not below, f"{module} must not import {below}"
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
 
 
-def test_the_order_names_only_files_that_exist():
-    assert not set(ORDER) - set(map(module_of, FILES))
+def test_the_layers_are_those_that_exist():
+    assert set(LAYERS) == {layer_of(module) for module in MODULES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -95,13 +98,19 @@ def test_no_file_exceeds_300_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
-def test_nothing_imports_tensorflow_and_only_the_files_named_so_import_torch():
+def test_the_root_and_every_folder_can_be_taken_in_at_a_glance():
+    assert len(list(PACKAGE.glob("*.py"))) <= 13
+    for folder in PACKAGE.iterdir():
+        assert len(list(folder.glob("*.py"))) <= 20, folder
+
+
+def test_nothing_imports_tensorflow_and_only_pytorch_imports_torch():
     for path in FILES:
-        allowed = {"torch"} if module_of(path).startswith("torch_") else set()
+        allowed = {"torch"} if layer_of(module_of(path)) == "pytorch" else set()
         assert libraries_of(path) & {"torch", "tensorflow"} <= allowed, path
 
 
-def test_only_torch_vit_imports_torch_as_it_loads():
+def test_only_the_vit_of_pytorch_imports_torch_as_it_loads():
     """Torch takes seconds to import, and most users of the package have none."""
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -113,7 +122,7 @@ def test_only_torch_vit_imports_torch_as_it_loads():
             ]
         )
         loads_torch = re.search(r"^(import|from) torch\b", outside, re.MULTILINE)
-        assert not loads_torch or module_of(path) == "torch_vit", path
+        assert not loads_torch or module_of(path) == "pytorch.vit", path
 
 
 def test_flax_lives_behind_one_door():
@@ -121,15 +130,15 @@ def test_flax_lives_behind_one_door():
         module = module_of(path)
         if not module.startswith("models."):
             assert "flax" not in libraries_of(path), path
-            inner = {x for x in layers_of(path) if x.startswith("models.")}
+            inner = {x for x in modules_of(path) if x.startswith("models.")}
             assert inner <= {"models.personmae"}, path
 
 
 def test_settings_and_data_do_without_jax():
     """Wrong settings are said, and workers start, before any device is asked for."""
-    jax_free = ORDER[: ORDER.index("trees")]
     for path in FILES:
-        if module_of(path) in jax_free or module_of(path).startswith("data."):
+        module = module_of(path)
+        if module in JAX_FREE_FILES or layer_of(module) in JAX_FREE_FOLDERS:
             assert not libraries_of(path) & {"jax", "flax", "optax", "orbax"}, path
 
 

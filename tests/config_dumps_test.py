@@ -6,9 +6,9 @@ import goldens
 import pytest
 
 from personmae_jax.config_check import check
+from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_json import config_from_json
 from personmae_jax.errors import ConfigError
-from personmae_jax.reid.finetune_config import FinetuneConfig, check_finetuning
 
 SCRIPT = runpy.run_path(str(goldens.GOLDEN / "make_config_dumps.py"))
 DUMPS = SCRIPT["dumps"]()

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from etils import epath
 
-from personmae_jax import torch_weights
-from personmae_jax.checkpoint import Checkpoints
 from personmae_jax.config import Config, EncoderConfig
 from personmae_jax.config_json import config_to_json
+from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.pytorch import weights
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12)}
 
@@ -31,7 +31,7 @@ def trained_like(encoder: EncoderConfig, seed: int = 0) -> dict:
     """Parameters none of which is 0 or 1, so that every mistake shows."""
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in torch_weights.tensor_shapes(encoder, (1, 1)).items():
+    for name, shape in weights.tensor_shapes(encoder, (1, 1)).items():
         numbers = rng.standard_normal(shape, np.float32)
         if name == "cls_token":
             numbers *= 0.02
@@ -43,7 +43,7 @@ def trained_like(encoder: EncoderConfig, seed: int = 0) -> dict:
             numbers *= 1.5 / np.sqrt(np.prod(shape[1:]))
         tensors[name] = numbers.astype(np.float32)
     del tensors["pos_embed"]
-    return torch_weights.encoder_from_torch(tensors)
+    return weights.encoder_from_torch(tensors)
 
 
 def make_run(folder, cfg: Config, encoders: dict[int, tuple[dict, dict]]) -> None:

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from personmae_jax import torch_weights
 from personmae_jax.config import Config
+from personmae_jax.pytorch import weights
 
 Tensors = dict[str, np.ndarray]
 
@@ -15,12 +15,12 @@ Tensors = dict[str, np.ndarray]
 def make_tensors(cfg: Config, *, seed: int = 0) -> Tensors:
     """Random tensors of an encoder of `cfg` by timm's names, positions fixed."""
     rng = np.random.default_rng(seed)
-    shapes = torch_weights.tensor_shapes(cfg.encoder, cfg.grid)
+    shapes = weights.tensor_shapes(cfg.encoder, cfg.grid)
     tensors = {
         name: (0.3 * rng.standard_normal(shape)).astype(np.float32)
         for name, shape in shapes.items()
     }
-    table = torch_weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
+    table = weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
     return tensors | {"pos_embed": table}
 
 

@@ -11,14 +11,13 @@ decoding turns Pillow's warnings off: an `Outcome` says what they would.
 import enum
 import io
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
-
-from personmae_jax.data.regions import Box
 
 cv2.setNumThreads(0)
 
@@ -37,6 +36,15 @@ _ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+
+
+class Box(NamedTuple):
+    """A rectangle of whole pixels; (y, x) is its top left corner."""
+
+    y: int
+    x: int
+    height: int
+    width: int
 
 
 class Outcome(enum.IntEnum):

@@ -34,8 +34,8 @@ class Example(NamedTuple):
     """One row of a batch, with the image that it was cut from."""
 
     image: UInt8[np.ndarray, "h w 3"]  # as the network sees it: flipped or not
-    box_a: regions.Box  # in the frame of `image`, as `box_b` is
-    box_b: regions.Box
+    box_a: images.Box  # in the frame of `image`, as `box_b` is
+    box_b: images.Box
     region_a: UInt8[np.ndarray, "height width 3"]
     region_b: UInt8[np.ndarray, "height width 3"]
     visible: Int32[np.ndarray, " v"]  # see `masks.sample_visible`
@@ -130,7 +130,7 @@ class PretrainBatches(HostBatches):
 
     def _fill_row(
         self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], regions.Box, regions.Box]:
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], images.Box, images.Box]:
         """Decodes the row's record and cuts its regions into place.
 
         Returns:

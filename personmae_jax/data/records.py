@@ -7,9 +7,9 @@ from absl import logging
 
 from personmae_jax.config import DataConfig, SyntheticConfig
 from personmae_jax.config_check import PREPARE_DATA
-from personmae_jax.data import synthetic
-from personmae_jax.data.listing import Names, printable
+from personmae_jax.data.names import Names, printable
 from personmae_jax.errors import ConfigError, first_line
+from personmae_jax.synthetic import pedestrian
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
@@ -67,7 +67,7 @@ class SyntheticRecords:
         return self._cfg.identities * self._cfg.cameras * self._cfg.shots
 
     def read(self, index: int) -> bytes:
-        return synthetic.encode_pedestrian(self._cfg.seed, *self._place(index))
+        return pedestrian.encode_pedestrian(self._cfg.seed, *self._place(index))
 
     def name(self, index: int) -> str:
         identity, camera, shot = self._place(index)

@@ -12,18 +12,10 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from personmae_jax.config import RegionsConfig
+from personmae_jax.data.images import Box
 
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
 NUM_DRAWS = 1 + 2 * _NUM_TRIES * 4  # for the flip, and four for every try
-
-
-class Box(NamedTuple):
-    """A rectangle of whole pixels; (y, x) is its top left corner."""
-
-    y: int
-    x: int
-    height: int
-    width: int
 
 
 class Regions(NamedTuple):

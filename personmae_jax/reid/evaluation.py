@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
-from personmae_jax import pictures, sharding
+from personmae_jax import sharding
 from personmae_jax.config import DataConfig
+from personmae_jax.engine import pictures
+from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import RunError, first_line
-from personmae_jax.experiment import matmul_dtype
 from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset, read_image
 from personmae_jax.reid.distances import CosineDistances
@@ -31,7 +32,7 @@ from personmae_jax.reid.evaluation_inputs import (
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
 from personmae_jax.reid.reranking import rerank
 from personmae_jax.reid.retrieval import Scores
-from personmae_jax.storage import appearing_whole
+from personmae_jax.sharding import matmul_dtype
 
 _IMAGES = 128  # encoded at once by each device
 _SHOWN, _TOP = 8, 10  # queries in ranking.png, and images beside each

@@ -5,15 +5,15 @@ import pathlib
 import tempfile
 from typing import Any, NamedTuple
 
-from personmae_jax import torch_import
-from personmae_jax.checkpoint import describe, restore_encoder
 from personmae_jax.config import Config, SyntheticConfig
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.engine.checkpoint import describe, restore_encoder
+from personmae_jax.engine.workdir import read_config, read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.pytorch import importer
 from personmae_jax.reid import datasets
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.finetune_config import FinetuneConfig
 from personmae_jax.reid.layouts import LAYOUTS
-from personmae_jax.workdir import read_config, read_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ def _open_file(request: Request, path: str) -> Subject:
     elif request.height is not None or request.width is not None:
         raise ConfigError("give both --height and --width, in pixels, or neither")
     try:
-        cfg = torch_import.read_settings(path, size)
-        params = torch_import.read_encoder(cfg).params
+        cfg = importer.read_settings(path, size)
+        params = importer.read_encoder(cfg).params
     except ConfigError as e:  # in the words of those who train
         text = str(e).replace("config.init.torch_weights", "--torch-weights")
         raise ConfigError(text) from e

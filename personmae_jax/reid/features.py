@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 
-from personmae_jax import losses, sharding
+from personmae_jax import pixels, sharding
 from personmae_jax.config import Config, DataConfig
 from personmae_jax.data import images
+from personmae_jax.data.images import Box
 from personmae_jax.data.records import Records
-from personmae_jax.data.regions import Box
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
 from personmae_jax.reid.datasets import ReidDataset, read_image
@@ -56,9 +56,9 @@ def make_encode(
     if feature not in FEATURES:
         raise ConfigError(f"feature {feature!r} is unknown; take {', '.join(FEATURES)}")
 
-    def encode(params: PyTree, pixels: Array, cameras: Array) -> Array:
+    def encode(params: PyTree, images: Array, cameras: Array) -> Array:
         del cameras  # an encoder that was not told of them
-        patches = losses.normalised_patches(pixels, cfg)
+        patches = pixels.normalised_patches(images, cfg)
         tokens = personmae.encode(cfg, params, patches, dtype=dtype).tokens
         tokens = tokens.astype(jnp.float32)
         parts = {
@@ -68,9 +68,9 @@ def make_encode(
         }
         return jnp.concatenate([unit(parts[p]) for p in feature.split("+")], axis=-1)
 
-    def encode_both(params: PyTree, pixels: Array, cameras: Array) -> Array:
-        mirrored = pixels[:, :, ::-1]
-        return encode(params, pixels, cameras) + encode(params, mirrored, cameras)
+    def encode_both(params: PyTree, images: Array, cameras: Array) -> Array:
+        mirrored = images[:, :, ::-1]
+        return encode(params, images, cameras) + encode(params, mirrored, cameras)
 
     return encode_both if flip else encode
 
@@ -90,9 +90,9 @@ class Extractor:
         self._data, self._mesh = data, mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
 
-        def on_mesh(params: PyTree, pixels: Array, cameras: Array) -> Array:
+        def on_mesh(params: PyTree, images: Array, cameras: Array) -> Array:
             with sharding.tracing(mesh):
-                return encode(params, pixels, cameras)
+                return encode(params, images, cameras)
 
         self._encode = jax.jit(on_mesh, out_shardings=sharding.replicated(mesh))
 

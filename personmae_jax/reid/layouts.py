@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from personmae_jax.data import listing
+from personmae_jax.data import names
 from personmae_jax.data.records import IMAGE_SUFFIXES
 from personmae_jax.errors import ConfigError
 
@@ -123,7 +123,7 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
 
 def printable(name: str) -> str:
     """The name as text, whatever its bytes."""
-    return listing.printable(os.fsencode(name))
+    return names.printable(os.fsencode(name))
 
 
 def _lines(path: str) -> list[str]:

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from personmae_jax.data import images
-from personmae_jax.data.images import BadImage, Outcome, crop_resize, decode
-from personmae_jax.data.regions import Box
+from personmae_jax.data.images import BadImage, Box, Outcome, crop_resize, decode
 
 _LIMITS = {"max_pixels": 50_000_000, "min_side": 8}
 

@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from personmae_jax.config import DataConfig, SyntheticConfig
-from personmae_jax.data import synthetic
 from personmae_jax.data.records import open_records
 from personmae_jax.errors import ConfigError
+from personmae_jax.synthetic import pedestrian
 
 
 def _jpeg(seed: int) -> bytes:
@@ -180,11 +180,11 @@ def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):
 
 def test_synthetic_records_are_identity_by_camera_by_shot():
     cfg = SyntheticConfig(identities=3, cameras=2, shots=2, first_identity=10, seed=5)
-    records = open_records(DataConfig(source="synthetic", synthetic=cfg))
+    records = open_records(DataConfig(source="synthetic", pedestrian=cfg))
     assert len(records) == 12
     assert records.name(0) == "identity 10 camera 0 shot 0"
     assert records.name(7) == "identity 11 camera 1 shot 1"
-    assert records.read(7) == synthetic.encode_pedestrian(5, 11, 1, 1)
+    assert records.read(7) == pedestrian.encode_pedestrian(5, 11, 1, 1)
 
 
 @pytest.mark.parametrize("source", ["folder", "tfds", "synthetic"])

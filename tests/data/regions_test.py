@@ -7,9 +7,9 @@ import pytest
 
 from personmae_jax.config import RegionsConfig
 from personmae_jax.data.draws import Draws, Stream
+from personmae_jax.data.images import Box
 from personmae_jax.data.regions import (
     NUM_DRAWS,
-    Box,
     overlap,
     relative_geometry,
     sample_regions,

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from personmae_jax import losses
+from personmae_jax import pixels
 from personmae_jax.models.encoder import Encoder
-from personmae_jax.patches import patchify
+from personmae_jax.pixels import patchify
 
 # Two blocks of float32 sums of order 1 to 10 against float64.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -32,7 +32,7 @@ def params(arrays):
 
 def patches_of(arrays):
     patches = jnp.asarray(patchify(arrays["region_a"], 2))
-    return losses.normalise(patches, MEAN, STD)
+    return pixels.normalise(patches, MEAN, STD)
 
 
 def test_encoder_of_all_patches_is_pytorchs(arrays, encoder, params):

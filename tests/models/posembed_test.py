@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from personmae_jax.data import regions
+from personmae_jax.data import images, regions
 from personmae_jax.models import posembed
 
 
@@ -34,7 +34,7 @@ def test_coordinates_are_yx_in_raster_order():
 
 @pytest.mark.parametrize("grid", [(16, 8), (24, 8), (4, 2)])
 def test_queries_lie_exactly_on_maes_grid_when_b_is_a(grid):
-    box = regions.Box(13, 7, 171, 83)
+    box = images.Box(13, 7, 171, 83)
     coordinates = centres(box, box, grid)
     np.testing.assert_array_equal(coordinates, posembed.grid_coordinates(grid))
     codes = posembed.sine_cosine(coordinates, 32)
@@ -45,8 +45,8 @@ def test_queries_lie_exactly_on_maes_grid_when_b_is_a(grid):
 @pytest.mark.parametrize(("rows", "columns"), [(3, 0), (-2, 1), (0, -1)])
 def test_moving_b_by_patches_moves_its_queries_by_as_many(rows, columns):
     grid, patch = (16, 8), 11  # pixels of the image under one patch of A
-    box_a = regions.Box(40, 30, 16 * patch, 8 * patch)
-    box_b = regions.Box(50, 35, 13 * patch, 7 * patch)
+    box_a = images.Box(40, 30, 16 * patch, 8 * patch)
+    box_b = images.Box(50, 35, 13 * patch, 7 * patch)
     moved = box_b._replace(y=box_b.y + rows * patch, x=box_b.x + columns * patch)
     before, after = (centres(box_a, box, grid) for box in (box_b, moved))
     # Coordinates up to 16 in float32: an ulp is 1e-6.
@@ -56,14 +56,14 @@ def test_moving_b_by_patches_moves_its_queries_by_as_many(rows, columns):
 
 
 def test_a_whole_patch_further_is_the_next_row_of_the_table():
-    grid, box_a = (6, 4), regions.Box(0, 0, 60, 40)
+    grid, box_a = (6, 4), images.Box(0, 0, 60, 40)
     codes = posembed.sine_cosine(centres(box_a, box_a._replace(y=10), grid), 16)
     table = posembed.position_table(grid, 16)
     np.testing.assert_allclose(codes[:-4], table[4:], rtol=0, atol=ATOL)
 
 
 def test_a_smaller_b_has_its_queries_inside_a():
-    box_a, box_b = regions.Box(0, 0, 160, 80), regions.Box(40, 20, 80, 40)
+    box_a, box_b = images.Box(0, 0, 160, 80), images.Box(40, 20, 80, 40)
     coordinates = centres(box_a, box_b, (16, 8))
     # B covers A's rows 4 .. 11 and columns 2 .. 5, at half a patch a step.
     np.testing.assert_allclose(coordinates[0], [3.75, 1.75])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from personmae_jax.data import regions
+from personmae_jax.data import images, regions
 from personmae_jax.models.encoder import Encoded
 from personmae_jax.models.predictor import Predictor
 
@@ -39,7 +39,7 @@ def geometry(arrays):
     boxes = zip(arrays["boxes_a"].tolist(), arrays["boxes_b"].tolist(), strict=True)
     return jnp.stack(
         [
-            regions.relative_geometry(regions.Box(*a), regions.Box(*b), (4, 2))
+            regions.relative_geometry(images.Box(*a), images.Box(*b), (4, 2))
             for a, b in boxes
         ]
     )

@@ -7,7 +7,6 @@ import pytest
 
 from personmae_jax.config import SyntheticConfig
 from personmae_jax.data.records import Records
-from personmae_jax.data.synthetic import encode_pedestrian
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid.datasets import (
     JUNK,
@@ -15,6 +14,7 @@ from personmae_jax.reid.datasets import (
     open_dataset,
     synthetic_dataset,
 )
+from personmae_jax.synthetic.pedestrian import encode_pedestrian
 
 
 def _write(root, *names):

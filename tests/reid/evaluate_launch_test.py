@@ -11,7 +11,7 @@ from distributed_test import free_port
 from exported import make_run, small_config, trained_like
 from launch_test import ROOT, assert_refused, environment
 
-from personmae_jax.data import synthetic
+from personmae_jax.synthetic import pedestrian
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def arguments(tmp_path_factory) -> list[str]:
     for who in range(8):
         (folder / "data" / f"{who:03}").mkdir(parents=True)
         for camera in (1, 2):
-            image = synthetic.encode_pedestrian(0, who, camera, 0)
+            image = pedestrian.encode_pedestrian(0, who, camera, 0)
             (folder / "data" / f"{who:03}" / f"{camera:02}_0.jpg").write_bytes(image)
     return [
         *("--workdir", str(folder / "run")),

@@ -10,18 +10,20 @@ from exported import make_run, small_config, trained_like
 from PIL import Image
 
 import personmae_jax
-from personmae_jax import experiment as experiments
 from personmae_jax import sharding
 from personmae_jax.config import Config, SyntheticConfig
-from personmae_jax.data import images, synthetic
-from personmae_jax.data.regions import Box
+from personmae_jax.data import images
+from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.export import describe_export, encoder_tensors
-from personmae_jax.reid import datasets, evaluation, monitor, retrieval
+from personmae_jax.pretrain import experiment as experiments
+from personmae_jax.pretrain import monitor
+from personmae_jax.pytorch.export import describe_export, encoder_tensors
+from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.reid import datasets, evaluation, retrieval
 from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.reid.reranking import rerank
 from personmae_jax.reid.retrieval import People
-from personmae_jax.torch_layouts import LAYOUTS
+from personmae_jax.synthetic import pedestrian
 
 FIELDS = ["mAP", "rank1", "rank5", "rank10", "mINP"]
 FIELDS += ["queries", "queries_without_match", "gallery"]
@@ -47,9 +49,9 @@ def people(tmp_path_factory):
         (root / part).mkdir()
         for who in range(1, 10):
             name = f"{who + (who == 9 and camera):04}_c{camera}s1_{who:06}_00.jpg"
-            image = synthetic.encode_pedestrian(0, who, camera, 0)
+            image = pedestrian.encode_pedestrian(0, who, camera, 0)
             (root / part / name).write_bytes(image)
-    crowd = synthetic.encode_pedestrian(0, 50, 2, 0)
+    crowd = pedestrian.encode_pedestrian(0, 50, 2, 0)
     (root / "bounding_box_test" / "0000_c2s1_000050_00.jpg").write_bytes(crowd)
     return str(root)
 
@@ -276,7 +278,7 @@ def test_features_of_which_nothing_is_left_are_told(run, tmp_path):
     for part, camera in (("query", 1), ("bounding_box_test", 2)):
         (tmp_path / part).mkdir()
         for who in (1, 2):
-            image = synthetic.encode_pedestrian(0, 1, camera, 0)
+            image = pedestrian.encode_pedestrian(0, 1, camera, 0)
             (tmp_path / part / f"000{who}_c{camera}.jpg").write_bytes(image)
     with pytest.raises(RunError, match="a feature is zero or not finite"):
         evaluation.evaluate(request_of(str(tmp_path), workdir=run, centre_cameras=True))

@@ -11,7 +11,7 @@ from tiny import tiny_config
 import personmae_jax
 from personmae_jax import sharding
 from personmae_jax.data import images
-from personmae_jax.data.regions import Box
+from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid.features import Extractor, camera_centred, make_encode
 

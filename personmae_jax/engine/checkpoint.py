@@ -1,0 +1,274 @@
+"""Checkpoints of a run: saved in the background, restored on any devices."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from personmae_jax.engine import revision
+from personmae_jax.engine.checkpoint_files import (
+    STATE,
+    compare,
+    damaged,
+    explain,
+    find_step,
+    read_structure,
+    restore_part,
+    whole_steps,
+)
+from personmae_jax.engine.storage import open_path
+from personmae_jax.errors import Closing, ConfigError, RunError, first_line
+
+_ENCODERS = {"student": ("params", "encoder"), "teacher": ("teacher_params",)}
+
+State = TypeVar("State")
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never asks: only the loop may.
+
+        Orbax asks from its own thread with the number of the step it has just
+        finished saving. That would set jax's step counter back, and a SIGTERM at
+        that moment would be due at a step that the loop has passed.
+        """
+        return False
+
+
+class _Pinned(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoints of `steps`, which may change."""
+
+    def __init__(self):
+        self.steps = {0}
+
+    def should_preserve(self, checkpoints, *, context):
+        return [info.step in self.steps for info in checkpoints]
+
+
+class Checkpoints(Closing):
+    """The checkpoints WORKDIR/checkpoints/STEP/ of one run; a context manager.
+
+    Keeps the latest `keep`, step 0 and one that is pinned. A checkpoint appears under
+    its name only when it is whole, so a run may be killed at any moment. Beside the
+    state, each carries the settings, the git revision and the versions of libraries
+    (`custom_metadata` in STEP/_CHECKPOINT_METADATA).
+
+    Every process of a run creates one and makes the same calls.
+    """
+
+    def __init__(self, workdir: epath.Path, *, keep: int, config: Mapping[str, Any]):
+        """Creates the folder, and removes what a killed run left half-written.
+
+        Args:
+          workdir: Of a run that holds its lock.
+          keep: How many of the latest to keep, at least 1.
+          config: The settings, as `dataclasses.asdict` gives them.
+        """
+        policy = ocp.checkpoint_managers
+        self._folder = workdir / "checkpoints"
+        self._about = {
+            "config": json.loads(json.dumps(config)),
+            "git_revision": revision.git_revision(),
+            "versions": revision.versions(),
+        }
+        self._pinned = _Pinned()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(
+                [policy.LatestN(keep), self._pinned]
+            ),
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+        )
+        try:
+            self._manager = _Manager(self._folder, options=options)
+        except Exception as e:  # each storage has its own errors
+            raise RunError(
+                f"{self._folder} cannot hold checkpoints ({first_line(e)}); mend that "
+                "or use another --workdir"
+            ) from e
+
+    def latest_step(self) -> int | None:
+        """The latest whole checkpoint; None before the first."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts saving; returns when the state's memory may be reused.
+
+        Does nothing if `step` is saved already.
+
+        Raises:
+          RunError: This save could not start, or the one before has failed.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._report_failure(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)}),
+                custom_metadata=self._about,
+                force=True,  # the loop decides when
+            )
+        )
+
+    def pin(self, step: int) -> None:
+        """Keeps this step, whatever its age, until another one is pinned."""
+        self._pinned.steps = {0, step}
+
+    def restore(self, abstract_state: State, step: int | None = None) -> State:
+        """Returns the state saved at `step`, by default the latest.
+
+        Args:
+          abstract_state: `jax.ShapeDtypeStruct` leaves whose shardings say where the
+            restored arrays go; the devices may be others than at saving.
+          step: Of the checkpoint.
+
+        Raises:
+          RunError: There is no such checkpoint, it is damaged, or its arrays have
+            other names, shapes or dtypes.
+        """
+        self.wait()
+        step = find_step(self._folder, step)
+        folder = self._folder / str(step)
+        compare(read_structure(folder), abstract_state, folder)
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
+        try:
+            return self._manager.restore(step, args=args)[STATE]
+        except Exception as e:  # orbax and tensorstore raise whatever they meet
+            raise damaged(folder, e) from e
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether this is the step after which all hosts save and leave.
+
+        Call it once at every step, on every host. True once a SIGTERM has reached one
+        of them and they have agreed on the step; needs `distributed.initialize`.
+        """
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def wait(self) -> None:
+        """Waits until the last save is on storage; raises RunError if it failed."""
+        self._report_failure(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits, then frees the threads; raises RunError if the last save failed."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # repeats what `wait` has told
+                self._manager.close()
+
+    def _report_failure(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as e:  # orbax and tensorstore raise whatever they meet
+            logging.debug("Saving failed.", exc_info=True)
+            whole = whole_steps(self._folder)
+            raise RunError(
+                f"a checkpoint could not be saved in {self._folder} "
+                f"({explain(e)}); mend that and start again: older checkpoints are "
+                f"still good: {', '.join(map(str, whole)) or 'none'}"
+            ) from e
+
+
+def restore_encoder(
+    workdir: os.PathLike[str] | str,
+    step: int | None = None,
+    weights: str = "student",
+) -> dict[str, Any]:
+    """Returns the encoder's parameters as numpy arrays, reading nothing else.
+
+    Needs no knowledge of the optimizer, and creates nothing in the workdir.
+
+    Args:
+      workdir: Of a run, finished or not.
+      step: Of the checkpoint; by default the latest.
+      weights: "student", or "teacher" for its moving average.
+
+    Raises:
+      ConfigError: `weights` is neither.
+      RunError: There is no such checkpoint, or it is damaged.
+    """
+    if weights not in _ENCODERS:
+        raise ConfigError(
+            f"weights={weights!r} is unknown; choose one of {', '.join(_ENCODERS)}"
+        )
+    path = _ENCODERS[weights]
+    folder = _folder_of(workdir, step)
+    structure = read_structure(folder)
+    if path[0] not in structure:
+        raise ConfigError(f"the run in {workdir} has no {weights}: it was fine-tuned")
+    try:
+        for name in path:
+            structure = structure[name]
+    except KeyError as e:
+        raise damaged(folder, e) from e
+    wanted = structure
+    for name in reversed(path):
+        wanted = {name: wanted}
+    params = restore_part(folder, wanted)
+    for name in path:
+        params = params[name]
+    return params
+
+
+def restore_head(
+    workdir: os.PathLike[str] | str, step: int | None = None
+) -> dict[str, Any]:
+    """Returns what stands on the encoder of a fine-tuned run, as numpy arrays.
+
+    Args:
+      workdir: Of the run.
+      step: Of the checkpoint; by default the latest.
+
+    Returns:
+      The `params` but for the encoder's, and the batch norm's `statistics`.
+
+    Raises:
+      ConfigError: The run was not fine-tuned.
+      RunError: There is no such checkpoint, or it is damaged.
+    """
+    folder = _folder_of(workdir, step)
+    structure = read_structure(folder)
+    if "statistics" not in structure:
+        raise ConfigError(f"the run in {workdir} was not fine-tuned: it has no head")
+    params = {k: v for k, v in structure["params"].items() if k != "encoder"}
+    wanted = {"params": params, "statistics": structure["statistics"]}
+    return restore_part(folder, wanted)
+
+
+def describe(
+    workdir: os.PathLike[str] | str, step: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint, by default the latest, and what it says of itself.
+
+    That is what `Checkpoints` saved beside the state: the settings, the git revision
+    (None where there was none) and the versions of libraries.
+
+    Raises:
+      RunError: There is no such checkpoint, or it is damaged.
+    """
+    folder = _folder_of(workdir, step)
+    try:
+        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+        about = metadata["custom_metadata"]
+        keys = ("config", "git_revision", "versions")
+        return int(folder.name), {key: about[key] for key in keys}
+    except Exception as e:  # each storage has its own errors
+        raise damaged(folder, e) from e
+
+
+def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:
+    """Whether a run in `workdir` would be resumed; creates nothing."""
+    return bool(whole_steps(open_path(workdir) / "checkpoints"))
+
+
+def _folder_of(workdir: os.PathLike[str] | str, step: int | None) -> epath.Path:
+    folder = open_path(workdir) / "checkpoints"
+    return folder / str(find_step(folder, step))

@@ -1,0 +1,195 @@
+"""The folder of one run: who may write there, and with which settings."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from etils import epath
+
+from personmae_jax.config import Config
+from personmae_jax.config_json import (
+    Settings,
+    config_from_json,
+    config_to_json,
+    differences,
+    parse_object,
+)
+from personmae_jax.engine import lock
+from personmae_jax.engine.storage import open_path, write_whole
+from personmae_jax.errors import ConfigError, RunError, first_line
+
+# What a later start may change: these settings do not change what is computed.
+# A name that ends in a dot stands for all fields below it.
+FREE_FIELDS = (
+    "config.data.path",
+    "config.data.num_threads",
+    "config.data.num_workers",
+    "config.data.max_bad_fraction",
+    "config.train.accumulate",
+    "config.train.remat",
+    "config.mesh.",
+    "config.checkpoint.",
+    "config.log.",
+    "config.eval.",
+    "config.export.",
+    "config.profile.",
+)
+
+_MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
+
+Parsed = TypeVar("Parsed")
+
+
+class Workdir:
+    """Context manager: locks the folder, then compares or writes what a run is.
+
+    That is `config.json`, the settings, and `run.json`, what only the data tell. In a
+    run of several processes only process 0 enters it.
+
+    Raises (on entering):
+      ConfigError: The folder cannot be written, another run holds it, or it belongs
+        to a run with other settings or other data.
+    """
+
+    def __init__(
+        self,
+        path: os.PathLike[str] | str,
+        cfg: Settings,
+        *,
+        num_records: int,
+        num_steps: int,
+        num_identities: int | None = None,
+    ):
+        """Touches nothing yet.
+
+        Args:
+          path: The folder, local or `gs://`.
+          cfg: The settings.
+          num_records: In the data. On it depend the order of the images and, where
+            the settings give epochs, all schedules.
+          num_steps: Of the whole run.
+          num_identities: Who are trained on, if the data says so.
+        """
+        self.path = open_path(path)
+        self._cfg = cfg
+        self._run = {"num_records": num_records, "num_steps": num_steps}
+        if num_identities is not None:
+            self._run["num_identities"] = num_identities
+        self._lock: lock.FileLock | lock.HeartbeatLock | None = None
+
+    def __enter__(self) -> "Workdir":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock.acquire(self.path)
+            self._settle()
+        except ConfigError:
+            self.__exit__()
+            raise
+        except Exception as e:  # each storage has its own errors
+            self.__exit__()
+            raise ConfigError(
+                f"--workdir={self.path} cannot be written ({first_line(e)}); "
+                "name a folder that this user may create and write"
+            ) from e
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def check_held(self) -> None:
+        """Raises RunError if the folder was removed or taken over meanwhile."""
+        if self._lock is not None and self._lock.is_lost():
+            raise RunError(
+                f"--workdir={self.path} is no longer this run's: it was removed, or "
+                f"another run took it over after {lock.STALE:.0f} s without a sign of "
+                "life; go on there, or start again"
+            )
+
+    def _settle(self) -> None:
+        config, run = self.path / "config.json", self.path / "run.json"
+        if config.exists():
+            self._compare_config(_read(config, config_from_json))
+        if run.exists():
+            self._compare_run(_read(run, parse_object))
+        write_whole(config, config_to_json(self._cfg))
+        write_whole(run, json.dumps(self._run, indent=2) + "\n")
+
+    def _compare_config(self, there: Settings) -> None:
+        if type(there) is not type(self._cfg):
+            raise ConfigError(
+                f"--workdir={self.path} belongs to a run of the other kind, of "
+                "pretraining or of fine-tuning; name another --workdir"
+            )
+        here = config_from_json(config_to_json(self._cfg))  # in the same types
+        wrong = [
+            f"{name}: {values}"
+            for name, values in differences(there, here).items()
+            if not any(_is_below(name, free) for free in FREE_FIELDS)
+        ]
+        if wrong:
+            raise ConfigError(
+                f"--workdir={self.path} belongs to a run with other settings "
+                f"({'; '.join(wrong)}); give the same settings or another --workdir"
+            )
+
+    def _compare_run(self, there: dict[str, Any]) -> None:
+        if there != self._run:
+            raise ConfigError(
+                f"the data has {_describe(self._run)}, but the run in "
+                f"--workdir={self.path} began with {_describe(there)}; give the same "
+                "data or another --workdir"
+            )
+
+
+def read_config(path: os.PathLike[str] | str) -> Config:
+    """The settings of the run in the workdir `path`; creates nothing.
+
+    Of a fine-tuned run, those of its encoder and pixels, as pretraining names them.
+    Raises as `read_settings` does.
+    """
+    settings = read_settings(path)
+    return settings if isinstance(settings, Config) else settings.as_pretraining()
+
+
+def read_settings(path: os.PathLike[str] | str) -> Settings:
+    """The settings of the run in the workdir `path`, of either kind.
+
+    Raises:
+      ConfigError: No run is there, or its `config.json` is damaged or of another
+        version.
+    """
+    folder = open_path(path)
+    file = folder / "config.json"
+    if not file.exists():
+        raise ConfigError(f"{folder} holds no run: it has no config.json")
+    return _read(file, config_from_json)
+
+
+def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """`parse` of the text; raises ConfigError if that or reading fails."""
+    try:
+        with file.open("rb") as f:
+            data = f.read(_MAX_SIZE + 1)
+        if len(data) > _MAX_SIZE:
+            raise ValueError(f"it is larger than {_MAX_SIZE} bytes")
+        return parse(data.decode())
+    except (OSError, ValueError) as e:  # ConfigError among them
+        raise ConfigError(
+            f"{file} cannot be read ({first_line(e)}); restore it or use another "
+            "--workdir"
+        ) from e
+
+
+def _describe(run: dict[str, Any]) -> str:
+    people = run.get("num_identities")
+    of_people = "" if people is None else f" of {people} identities"
+    return (
+        f"{run.get('num_records')} records{of_people} for {run.get('num_steps')} steps"
+    )
+
+
+def _is_below(name: str, free: str) -> bool:
+    return name.startswith(free) if free.endswith(".") else name == free

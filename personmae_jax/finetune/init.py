@@ -1,0 +1,80 @@
+"""What fine-tuning starts from: a run, a PyTorch file, or nothing."""
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from personmae_jax.config import Config
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.engine.checkpoint import has_checkpoint, restore_encoder
+from personmae_jax.engine.workdir import read_config
+from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.pytorch import importer
+from personmae_jax.pytorch.positions import resample_positions
+
+# An encoder's parameters, None if they are to be random, and sentences on them.
+Start = tuple[dict[str, Any] | None, tuple[str, ...]]
+
+
+def settle(cfg: FinetuneConfig, workdir: str) -> None:
+    """Sets the encoder's architecture, mean and std to those of what it starts from.
+
+    A run in `workdir` that would be resumed has them already; what it started from
+    need no longer exist.
+
+    Raises:
+      ConfigError: The run or the file is not there, or is damaged.
+    """
+    if cfg.init.workdir is not None and cfg.init.torch_weights is not None:
+        raise ConfigError(
+            "config.init names both a run (workdir) and a file (torch_weights); "
+            "the encoder starts from one of them"
+        )
+    if cfg.init.workdir is None and cfg.init.torch_weights is None:
+        return
+    if has_checkpoint(workdir):
+        _adopt(cfg, read_config(workdir))
+    elif cfg.init.workdir is not None:
+        source = read_config(cfg.init.workdir)
+        _adopt(cfg, source)
+        is_other = source.code_grid != cfg.as_pretraining().grid
+        cfg.encoder.code_grid = source.code_grid if is_other else None
+    elif cfg.init.torch_weights is not None:
+        size = (cfg.data.height, cfg.data.width)
+        _adopt(cfg, importer.read_settings(cfg.init.torch_weights, size))
+
+
+def _adopt(cfg: FinetuneConfig, source: Config) -> None:
+    cfg.encoder = copy.deepcopy(source.encoder)
+    cfg.data.mean, cfg.data.std = source.data.mean, source.data.std
+
+
+def read_encoder(cfg: FinetuneConfig) -> Start:
+    """The parameters that the encoder starts from, and sentences on them.
+
+    Args:
+      cfg: Settled.
+
+    Returns:
+      Numpy float32 arrays, None if they are to be random.
+
+    Raises:
+      ConfigError: The checkpoint or the file is missing or damaged.
+    """
+    if cfg.init.torch_weights is not None:
+        return importer.read_encoder(cfg.as_pretraining())
+    if cfg.init.workdir is None:
+        return None, ("Encoder from scratch: random weights.",)
+    try:
+        params = restore_encoder(cfg.init.workdir, cfg.init.step, cfg.init.weights)
+    except RunError as error:  # of the other run; no work of this one was done
+        raise ConfigError(f"config.init.workdir: {error}") from error
+    grid, own = read_config(cfg.init.workdir).grid, cfg.as_pretraining().grid
+    if "pos_embed" in params:
+        table = np.asarray(params["pos_embed"])
+        params = params | {"pos_embed": resample_positions(table, grid, own)}
+    note = f"Encoder from {cfg.init.workdir}, {cfg.init.weights}"
+    if grid != own:
+        note += f"; its {grid[0]} x {grid[1]} positions are read at {own[0]} x {own[1]}"
+    return params, (note + ".",)

@@ -1,0 +1,138 @@
+"""The network that is fine-tuned: the encoder, a batch norm (BNNeck), a classifier.
+
+Parameters:
+  encoder: Of the ViT.
+  bottleneck/scale (d,): Of the batch norm, whose bias stays 0, as in BNNeck.
+  classifier/kernel (d, c): Without a bias.
+  camera_embed (cameras, d): With `head.use_cameras` only.
+
+Sources: Luo et al., arXiv 1903.07071 (BNNeck); TransReID, model/make_model.py, and
+arXiv 2102.04378, section 3.3 (SIE).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from personmae_jax import pixels
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.models import personmae
+from personmae_jax.reid.features import Encode
+
+BATCH_NORM_EPSILON = 1e-5  # PyTorch's
+_MOMENTUM = 0.1  # of the running statistics; PyTorch's
+
+
+def init_params(
+    cfg: FinetuneConfig,
+    key: Array,
+    num_identities: int,
+    num_cameras: int,
+    encoder: PyTree | None = None,
+) -> dict[str, Any]:
+    """Returns the initial float32 parameters.
+
+    Args:
+      cfg: The settings.
+      key: Of what is random.
+      num_identities: Classes of the classifier.
+      num_cameras: Of the whole data set.
+      encoder: The encoder's parameters, if they are not to be random.
+    """
+    network, d = cfg.as_pretraining(), cfg.encoder.width
+    keys = jax.random.split(key, 3)
+    if encoder is None:
+        encoder = personmae.init_params(network, keys[0])["encoder"]
+    params = {
+        # Copied, because a train step takes the state's memory over.
+        "encoder": jax.tree.map(jnp.copy, encoder),
+        "bottleneck": {"scale": jnp.ones(d)},
+        "classifier": {  # normal of 0.001: TransReID, `weights_init_classifier`
+            "kernel": 0.001 * jax.random.normal(keys[1], (d, num_identities))
+        },
+    }
+    if cfg.head.use_cameras:  # truncated normal of 0.02: TransReID's SIE
+        params["camera_embed"] = 0.02 * jax.random.truncated_normal(
+            keys[2], -2.0, 2.0, (num_cameras, d)
+        )
+    return params
+
+
+def encode(
+    cfg: FinetuneConfig,
+    params: PyTree,
+    images: UInt8[Array, "b height width 3"],
+    cameras: Int[Array, " b"],
+    *,
+    branch_scales: Float[Array, "depth 2 b"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b d"]:
+    """The float32 cls token after the encoder's final norm."""
+    added = None
+    if cfg.head.use_cameras:
+        added = cfg.head.camera_scale * params["camera_embed"][cameras]
+    network = cfg.as_pretraining()
+    tokens = personmae.encode(
+        network,
+        params["encoder"],
+        pixels.normalised_patches(images, network),
+        added=added,
+        branch_scales=branch_scales,
+        dtype=dtype,
+    ).tokens
+    return tokens[:, 0].astype(jnp.float32)
+
+
+def init_statistics(width: int) -> dict[str, Float[Array, " d"]]:
+    """The running statistics of the batch norm before the first step."""
+    return {"mean": jnp.zeros(width), "var": jnp.ones(width)}
+
+
+def batch_norm(
+    features: Float[Array, "b d"],
+    scale: Float[Array, " d"],
+    running: dict[str, Float[Array, " d"]],
+) -> tuple[Float[Array, "b d"], dict[str, Float[Array, " d"]]]:
+    """Normalises by the statistics of the global batch; returns the running ones too.
+
+    Source: torch.nn.BatchNorm1d: the batch is normalised by its biased variance, and
+    the running one takes in the unbiased.
+    """
+    mean, var = jnp.mean(features, axis=0), jnp.var(features, axis=0)
+    unbiased = var * (len(features) / (len(features) - 1))
+    updated = {
+        name: (1.0 - _MOMENTUM) * running[name] + _MOMENTUM * new
+        for name, new in (("mean", mean), ("var", unbiased))
+    }
+    return normalise(features, scale, {"mean": mean, "var": var}), updated
+
+
+def normalise(
+    features: Float[Array, "b d"],
+    scale: Float[Array, " d"],
+    statistics: dict[str, Float[Array, " d"]],
+) -> Float[Array, "b d"]:
+    """The batch norm by given statistics, e.g. the running ones."""
+    factor = scale * jax.lax.rsqrt(statistics["var"] + BATCH_NORM_EPSILON)
+    return (features - statistics["mean"][None]) * factor[None]
+
+
+def make_encode(cfg: FinetuneConfig, dtype: DTypeLike) -> Encode:
+    """Returns (params, images, cameras) -> features that people are sought by.
+
+    Its `params` are a dict of the network's `params` and the batch norm's running
+    `statistics`; the cameras are numbers of `sampling.camera_numbers`.
+    """
+
+    def encode_images(state: PyTree, images: Array, cameras: Array) -> Array:
+        params = state["params"]
+        features = encode(cfg, params, images, cameras, dtype=dtype)
+        if cfg.head.feature == "before":
+            return features
+        scale = params["bottleneck"]["scale"]
+        return normalise(features, scale, state["statistics"])
+
+    return encode_images

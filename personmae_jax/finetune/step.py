@@ -1,0 +1,241 @@
+"""One step of fine-tuning: a pure function of state and batch, and its assembly."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from personmae_jax import sharding
+from personmae_jax.config_finetune import FinetuneConfig, FinetuneOptimConfig
+from personmae_jax.finetune import losses, model
+from personmae_jax.models import personmae
+from personmae_jax.optim import Schedule, decay_mask, warmup_cosine
+from personmae_jax.sharding import matmul_dtype, with_sharding
+
+_LR_IMAGES = 64  # images a step at which `base_lr` is meant
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneState:
+    """State before step `step`.
+
+    Attributes:
+      step: Number of updates made.
+      params: Of `finetune_model`.
+      statistics: Running "mean" and "var" of the batch norm.
+      opt_state: Of the optax transformation.
+    """
+
+    step: Int[Array, ""] | PyTree
+    params: dict[str, Any]
+    statistics: dict[str, Any]
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """What a run computes, nothing of which has touched data or files.
+
+    Attributes:
+      cfg: The settings.
+      mesh: Over all devices of all hosts.
+      num_steps: Length of the run.
+      num_images: To train on; an epoch is as many.
+      abstract_state: Shapes, dtypes and shardings of the state.
+      init_state: Makes the initial state; takes an encoder's parameters, on the
+        devices, to start from instead of random ones.
+      train_step: (state, batch) -> (state, metrics); takes the state's memory over.
+    """
+
+    cfg: FinetuneConfig
+    mesh: Mesh
+    num_steps: int
+    num_images: int
+    abstract_state: FinetuneState
+    init_state: Callable[..., FinetuneState]
+    train_step: Callable[[FinetuneState, Batch], tuple[FinetuneState, Metrics]]
+
+
+def build(
+    cfg: FinetuneConfig,
+    mesh: Mesh,
+    *,
+    num_images: int,
+    num_identities: int,
+    num_cameras: int,
+) -> Finetuning:
+    """Assembles the run; compiles and allocates nothing.
+
+    Args:
+      cfg: The settings.
+      mesh: Over all devices of all hosts.
+      num_images: To train on.
+      num_identities: That are on them.
+      num_cameras: Of the whole data set.
+    """
+    num_steps = cfg.train.steps
+    if num_steps is None:
+        num_steps = max(1, int(cfg.train.epochs * num_images / cfg.batch_size))
+    peak = cfg.optim.base_lr * cfg.batch_size / _LR_IMAGES
+    learning_rate = warmup_cosine(peak, cfg.optim.warmup, num_steps)
+    tx = make_optimizer(cfg.optim, learning_rate, cfg.encoder.depth)
+
+    def init(encoder: PyTree | None = None) -> FinetuneState:
+        key = jax.random.key(cfg.train.seed)
+        params = model.init_params(cfg, key, num_identities, num_cameras, encoder)
+        return FinetuneState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            statistics=model.init_statistics(cfg.encoder.width),
+            opt_state=tx.init(params),
+        )
+
+    step = make_train_step(cfg, tx, learning_rate, mesh)
+
+    def step_on_mesh(state: FinetuneState, batch: Batch):
+        with sharding.tracing(mesh):
+            return step(state, batch)
+
+    abstract_state = jax.eval_shape(init)
+    state_sharding = sharding.state_sharding(mesh, abstract_state)
+    return Finetuning(
+        cfg=cfg,
+        mesh=mesh,
+        num_steps=num_steps,
+        num_images=num_images,
+        abstract_state=jax.tree.map(with_sharding, abstract_state, state_sharding),
+        init_state=jax.jit(init, out_shardings=state_sharding),
+        train_step=jax.jit(
+            step_on_mesh,
+            in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
+            out_shardings=(state_sharding, sharding.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def make_train_step(
+    cfg: FinetuneConfig,
+    tx: optax.GradientTransformation,
+    learning_rate: Schedule,
+    mesh: Mesh,
+) -> Callable[[FinetuneState, Batch], tuple[FinetuneState, Metrics]]:
+    """Returns the pure (state, batch) -> (state, metrics); `build` jits it."""
+    dtype, gather = matmul_dtype(cfg.as_pretraining(), mesh), sharding.gather(mesh)
+
+    def loss_fn(params: PyTree, statistics: PyTree, batch: Batch, key: Array):
+        params, scales = gather(params), None
+        if cfg.head.drop_path:
+            drawn = personmae.drop_path_scales(
+                key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"])
+            )
+            scales = sharding.at_rows(drawn)
+        features = model.encode(
+            cfg,
+            params,
+            batch["image"],
+            batch["camera"],
+            branch_scales=scales,
+            dtype=dtype,
+        )
+        normalised, statistics = model.batch_norm(
+            features, params["bottleneck"]["scale"], statistics
+        )
+        logits = normalised @ params["classifier"]["kernel"]
+        identity = losses.identity_loss(
+            logits, batch["label"], cfg.loss.label_smoothing
+        )
+        triplet = losses.triplet_loss(features, batch["label"])
+        total = cfg.loss.identity_weight * identity + cfg.loss.triplet_weight * triplet
+        is_right = jnp.argmax(logits, axis=1) == batch["label"]
+        metrics = {
+            "loss": total,
+            "identity_loss": identity,
+            "triplet_loss": triplet,
+            "accuracy": jnp.mean(is_right.astype(jnp.float32)),
+        }
+        return total, (metrics, statistics)
+
+    def train_step(state: FinetuneState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(cfg.train.seed), state.step)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (metrics, statistics)), grads = grad_fn(
+            state.params, state.statistics, batch, key
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "lr": learning_rate(state.step),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+        }
+        state = FinetuneState(
+            step=state.step + 1,
+            params=params,
+            statistics=statistics,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def make_optimizer(
+    optim: FinetuneOptimConfig, learning_rate: Schedule, depth: int
+) -> optax.GradientTransformation:
+    """AdamW, or SGD with momentum, with a learning rate for every layer."""
+    if optim.optimizer == "adamw":
+        inner = optax.adamw(
+            learning_rate,
+            b1=optim.beta1,
+            b2=optim.beta2,
+            weight_decay=optim.weight_decay,
+            mask=decay_mask,
+        )
+    else:  # PyTorch's order: decay, momentum, learning rate
+        inner = optax.chain(
+            optax.add_decayed_weights(optim.weight_decay, decay_mask),
+            optax.trace(optim.momentum),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    clip = (
+        [] if optim.clip_norm is None else [optax.clip_by_global_norm(optim.clip_norm)]
+    )
+    scale = optax.stateless(
+        lambda updates, _: jax.tree.map(
+            jnp.multiply, updates, layer_scales(updates, depth, optim.layer_decay)
+        )
+    )
+    return optax.chain(*clip, inner, scale)
+
+
+def layer_scales(params: PyTree, depth: int, decay: float) -> PyTree:
+    """What the learning rate of every parameter is multiplied by.
+
+    decay ** (depth - i) in block i (from 0), decay ** (depth + 1) in what comes before
+    the blocks, 1 after them.
+
+    Source: BEiT; `param_groups_lrd` in facebookresearch/mae, util/lr_decay.py, as HAP
+    has it.
+    """
+
+    def scale(path, _) -> float:
+        names = [key.key for key in path]
+        if names[0] == "camera_embed" or (
+            names[0] == "encoder" and not names[1].startswith(("blocks_", "norm"))
+        ):
+            return decay ** (depth + 1)
+        if names[0] == "encoder" and names[1].startswith("blocks_"):
+            return decay ** (depth - int(names[1].removeprefix("blocks_")))
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)

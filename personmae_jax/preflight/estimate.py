@@ -1,0 +1,284 @@
+"""Compiles the step that a run would take, for chips that are not here, and counts it.
+
+The compiler is libtpu's own, so memory is what it has planned, and time what it has
+estimated: no measurement. `measure` runs the step on whatever is here instead.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from personmae_jax import sharding
+from personmae_jax.config import Config
+from personmae_jax.config_check import check
+from personmae_jax.errors import RunError, first_line
+from personmae_jax.preflight import hlo_costs
+from personmae_jax.preflight.chips import CHIPS, Chip, absent_devices
+from personmae_jax.preflight.model_flops import model_flops_per_image
+from personmae_jax.pretrain import experiment as experiments
+from personmae_jax.pretrain.experiment import Experiment
+
+LUPERSON = 4_180_243  # images; Fu et al., arXiv 2012.03753
+_WARM_UP, _MEASURED = 2, 10  # steps of `measure`
+
+Report = dict[str, Any]
+
+
+def estimate(
+    cfg: Config,
+    topology: str,
+    num_records: int = LUPERSON,
+    dump_hlo: str | None = None,
+) -> Report:
+    """Compiles for a topology and counts.
+
+    Args:
+      cfg: The settings; no data is asked for.
+      topology: Chip and shape, e.g. "v5e:4x4".
+      num_records: Images of the data set, for the length of the run.
+      dump_hlo: A file for the compiled text.
+
+    Returns:
+      What `describe` prints, ready for JSON; the times are None, and there are no
+      collectives, where the step does not fit.
+
+    Raises:
+      ConfigError: The topology does not exist, or the settings do not suit it.
+      RunError: libtpu is not installed, or the program cannot be counted.
+    """
+    chip, devices = absent_devices(topology)
+    experiment = _build(cfg, devices, num_records)
+    report = _describe_run(experiment, topology) | {"is_estimate": True}
+    compiled, fitting = _compile_fitting(experiment)
+    report |= _memory(experiment, chip.hbm_bytes, compiled, fitting)
+    if compiled is None or fitting < cfg.train.batch_size:
+        return report
+    text = _text(compiled, dump_hlo)
+    costs = hlo_costs.count(text, chip)
+    return (
+        report
+        | _speed(experiment, costs.cycles / chip.clock, chip)
+        | {
+            "estimated_cycles": round(costs.cycles),
+            "compiler_cycles": round(costs.compiler_cycles),
+            "clock": chip.clock,
+            "kernels": _rows(costs.kernels),
+            "others": dataclasses.asdict(costs.others),
+            "collectives": [
+                {"kind": kind, "count": cost.count, "bytes": cost.bytes}
+                for kind, cost in costs.collectives.items()
+            ],
+            "copies": dataclasses.asdict(costs.copies),
+            "lines": _rows(costs.lines)[:12],
+        }
+    )
+
+
+def measure(
+    cfg: Config, num_records: int = LUPERSON, dump_hlo: str | None = None
+) -> Report:
+    """Runs a few steps on the devices of this host, on noise; else as `estimate`."""
+    devices = jax.devices()
+    chip = next((c for c in CHIPS.values() if devices[0].device_kind in c.kinds), None)
+    experiment = _build(cfg, devices, num_records)
+    report = _describe_run(experiment, "here") | {"is_estimate": False}
+    try:
+        compiled = _compile(experiment)
+        _text(compiled, dump_hlo)
+        seconds = _step_seconds(experiment, compiled)
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise RunError(
+            f"out of memory on the device ({first_line(e)}); use a smaller "
+            "--config.train.batch_size or --config.train.remat=block"
+        ) from e
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    report |= _memory(experiment, limit, compiled, cfg.train.batch_size)
+    return report | _speed(experiment, seconds, chip)
+
+
+def _build(cfg: Config, devices: list[Any], num_records: int) -> Experiment:
+    # Named, or `check` would ask for it.
+    data = dataclasses.replace(cfg.data, path=cfg.data.path or "DIR")
+    cfg = dataclasses.replace(cfg, data=data)
+    check(cfg, len(devices))
+    num_steps = experiments.count_steps(cfg, num_records)
+    mesh = sharding.make_mesh(cfg.mesh, devices)
+    return experiments.build(cfg, mesh, num_steps)
+
+
+def _compile(experiment: Experiment) -> jax.stages.Compiled:
+    step: Any = experiment.train_step
+    return step.lower(experiment.abstract_state, experiment.abstract_batch).compile()
+
+
+def _compile_fitting(experiment: Experiment) -> tuple[jax.stages.Compiled | None, int]:
+    """Compiles with the batch size asked for, or halves it until the step fits.
+
+    Returns:
+      The compiled step, and its batch size; None and 0 where not even one image a
+      chip fits.
+    """
+    cfg, mesh = experiment.cfg, experiment.mesh
+    parts = mesh.size * cfg.train.accumulate
+    batch_size = cfg.train.batch_size
+    while batch_size:
+        train = dataclasses.replace(cfg.train, batch_size=batch_size)
+        smaller = dataclasses.replace(cfg, train=train)
+        try:
+            return (
+                _compile(experiments.build(smaller, mesh, experiment.num_steps)),
+                batch_size,
+            )
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+        batch_size = batch_size // 2 // parts * parts
+    return None, 0
+
+
+def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
+    """The compiled text, which goes into a file too."""
+    text = compiled.as_text() or ""
+    if dump_hlo is not None:
+        try:
+            with open(dump_hlo, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as e:
+            raise RunError(f"--dump-hlo={dump_hlo} cannot be written: {e}") from e
+    return text
+
+
+def _step_seconds(experiment: Experiment, step: jax.stages.Compiled) -> float:
+    """Median seconds of a step."""
+    state = experiment.init_state()
+    batch = sharding.to_devices(noise(experiment), experiment.mesh)
+    seconds = []
+    for _ in range(_WARM_UP + _MEASURED):
+        begin = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        seconds.append(time.perf_counter() - begin)
+    if not np.isfinite(metrics["loss"]):
+        raise RunError("the loss of a step on noise is not finite; mend the settings")
+    return statistics.median(seconds[_WARM_UP:])
+
+
+def noise(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Returns a batch whose pixels are noise; masks and boxes do not matter to time."""
+    rng = np.random.default_rng(0)
+    rows = {
+        name: rng.integers(0, 256, leaf.shape, np.uint8)
+        for name, leaf in experiment.abstract_batch.items()
+        if leaf.dtype == np.uint8
+    }
+    b, num_visible = experiment.abstract_batch["visible"].shape
+    rows["visible"] = np.tile(np.arange(num_visible, dtype=np.int32), (b, 1))
+    rows["geometry"] = np.tile(np.array([0, 0, 1, 1], np.float32), (b, 1))
+    return rows
+
+
+def _describe_run(experiment: Experiment, topology: str) -> Report:
+    cfg, num_chips = experiment.cfg, experiment.mesh.size
+    return {
+        "topology": topology,
+        "device_kind": experiment.mesh.devices.flat[0].device_kind,
+        "num_chips": num_chips,
+        "batch_size": cfg.train.batch_size,
+        "batch_size_per_chip": cfg.train.batch_size // num_chips,
+        "num_steps": experiment.num_steps,
+        "model_flops_per_image": model_flops_per_image(cfg),
+    } | dict.fromkeys(
+        (
+            "step_seconds",
+            "images_per_second_per_chip",
+            "share_of_peak",
+            "days",
+            "chip_hours",
+            "estimated_cycles",
+            "collectives",
+        )
+    )
+
+
+def _speed(experiment: Experiment, step_seconds: float, chip: Chip | None) -> Report:
+    cfg, num_chips = experiment.cfg, experiment.mesh.size
+    rate = cfg.train.batch_size / num_chips / step_seconds
+    flops = rate * model_flops_per_image(cfg)
+    hours = experiment.num_steps * step_seconds / 3600
+    return {
+        "step_seconds": step_seconds,
+        "images_per_second_per_chip": rate,
+        "share_of_peak": None if chip is None else flops / chip.peak_flops,
+        "days": hours / 24,
+        "chip_hours": hours * num_chips,
+    }
+
+
+def _memory(
+    experiment: Experiment,
+    limit: int | None,
+    compiled: jax.stages.Compiled | None,
+    fitting: int,
+) -> Report:
+    """Bytes on one chip while a step runs.
+
+    Args:
+      experiment: The run.
+      limit: Of the chip; None where nobody knows.
+      compiled: The step with a batch that fits; None if none does.
+      fitting: Its batch size. What it takes, batch and activations, is taken to grow
+        with the batch.
+    """
+    state, batch = experiment.abstract_state, experiment.abstract_batch
+    asked = experiment.cfg.train.batch_size
+    memory = {
+        "parameters": _bytes_per_chip(state.params),
+        "optimizer": _bytes_per_chip(state.opt_state),
+        "teacher": _bytes_per_chip((state.teacher_params, state.target_mean)),
+    }
+    held, largest = sum(memory.values()), 0
+    if compiled is not None:
+        stats: Any = compiled.memory_analysis()
+        memory["batch"] = _bytes_per_chip(batch)
+        memory["activations"] = stats.temp_size_in_bytes * asked // fitting
+        memory["program and padding"] = (
+            stats.generated_code_size_in_bytes
+            + stats.argument_size_in_bytes
+            + stats.output_size_in_bytes
+            - stats.alias_size_in_bytes
+            - held
+            - memory["batch"] * fitting // asked
+        )
+        if limit is not None:
+            growing = memory["batch"] + memory["activations"]
+            room = max(0, limit - sum(memory.values()) + growing)
+            parts = experiment.mesh.size * experiment.cfg.train.accumulate
+            largest = room * asked // growing // parts * parts
+    total = sum(memory.values())
+    return {
+        "memory": memory,
+        "hbm_bytes": total,
+        "hbm_limit_bytes": limit,
+        "fits": None if limit is None else fitting == asked and total <= limit,
+        "largest_batch_size": None if limit is None else largest,
+    }
+
+
+def _bytes_per_chip(tree: PyTree) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _rows(costs: dict[str, hlo_costs.Cost]) -> list[dict[str, Any]]:
+    """The costliest first."""
+    rows = [{"name": n} | dataclasses.asdict(cost) for n, cost in costs.items()]
+    return sorted(rows, key=lambda row: -row["cycles"])

@@ -1,0 +1,186 @@
+"""From folders, zip, tar and LMDB to a tfds data set of ArrayRecord shards.
+
+The order of things, each of which survives being killed: a plan and one task a shard
+(`prepare_plan`), with --drop-duplicates a digest of every member, the shards
+(`prepare_shard`), and at the end `dataset_info.json` (`prepare_summary`), without
+which tfds opens nothing.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from personmae_jax.engine import lock
+from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.prepare.manifest import find_copies
+from personmae_jax.prepare.plan import (
+    Plan,
+    Request,
+    describe,
+    make_plan,
+    read_plan,
+    refuse_another,
+    remove_tasks,
+)
+from personmae_jax.prepare.pool import worker_pool
+from personmae_jax.prepare.shard import (
+    read_digests,
+    shard_file,
+    write_copies,
+    write_shard,
+)
+from personmae_jax.prepare.sources import find_sources
+from personmae_jax.prepare.summary import finish, is_finished, summary_text
+
+# Runs `function(folder, shard)` for every shard of those given.
+RunShards = Callable[[Callable[[str, int], Any], str, Plan, Sequence[int]], object]
+
+_OURS = ("lock", "tasks")  # what a start that was killed while listing has left
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C; what is finished stays."""
+
+
+def prepare(request: Request, out: str, run_shards: RunShards) -> int:
+    """Prepares a data set, or goes on where an earlier start was stopped.
+
+    Args:
+      request: What is wanted.
+      out: The folder of the data set.
+      run_shards: Local processes (`LocalPool`) or a Beam pipeline.
+
+    Returns:
+      The exit code: 0 finished, 75 interrupted.
+
+    Raises:
+      ConfigError: Wrong arguments; nothing was done.
+      RunError: A failure; the finished shards stay good.
+    """
+    folder = epath.Path(os.path.abspath(out))
+    plan = _open_folder(folder, request)
+    if plan is not None and is_finished(folder):
+        print(f"{folder} is finished already")
+        print(summary_text(folder))
+        return 0
+    held = _lock(folder)
+    try:
+        with _interruptible():
+            plan = plan or _make_plan(folder, request)
+            if request.drop_duplicates:
+                _find_copies(folder, plan, run_shards)
+            is_left = [
+                s for s in range(plan.num_shards) if not _is_there(folder, plan, s)
+            ]
+            run_shards(write_shard, str(folder), plan, is_left)
+            finish(folder, plan)
+            remove_tasks(folder)
+    except Interrupted:
+        print(
+            f"interrupted; the finished shards in {folder} stay: start again with the "
+            "same words to go on",
+            file=sys.stderr,
+        )
+        return 75
+    finally:
+        for pattern in ("*.part", "*/*.part"):  # of processes that were killed
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
+        held.release()
+    print(summary_text(folder))
+    return 0
+
+
+def _open_folder(folder: epath.Path, request: Request) -> Plan | None:
+    """The plan that an earlier start left, if it is for the same."""
+    if request.keep_first is not None and request.keep_list is None:
+        raise ConfigError("--keep-first needs the --keep-list that it is the first of")
+    if request.min_side < 1:
+        raise ConfigError(f"--min-side={request.min_side} must be at least 1 pixel")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out={folder} is a file; name a folder")
+    plan = read_plan(folder)
+    described = describe(request)
+    if plan is not None:
+        if is_finished(folder):  # its sources may be gone by now
+            described.pop("source_bytes")
+        refuse_another(folder, plan, described)
+        return plan
+    if folder.exists() and (others := {p.name for p in folder.iterdir()} - {*_OURS}):
+        raise ConfigError(
+            f"--out={folder} holds other files, e.g. {min(others)}; name a new folder"
+        )
+    for _, paths in find_sources(request.source):
+        if any(folder.is_relative_to(os.path.abspath(path)) for path in paths):
+            raise ConfigError(
+                f"--out={folder} lies in --source={paths[0]}; name a folder outside"
+            )
+    return None
+
+
+def _lock(folder: epath.Path) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock.acquire(folder, flag="--out")
+    except OSError as error:
+        raise ConfigError(
+            f"--out={folder} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _make_plan(folder: epath.Path, request: Request) -> Plan:
+    """Lists in a process of its own, which a damaged LMDB may kill."""
+    print("listing the sources ...", flush=True)
+    with worker_pool(1) as pool:
+        try:
+            return pool.submit(make_plan, folder, request).result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                f"--source={' '.join(request.source)}: listing it killed the process; "
+                "a damaged LMDB does that (copy it again), or too little memory"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{folder} cannot be written ({error.strerror}); make room and start "
+                "again with the same words"
+            ) from error
+
+
+def _is_there(folder: epath.Path, plan: Plan, shard: int) -> bool:
+    return shard_file(folder, shard, plan.num_shards).exists()
+
+
+def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
+    """Tells each shard which of its members equal an earlier one of any shard."""
+    shards = range(plan.num_shards)
+    run_shards(read_digests, str(folder), plan, shards)
+    digests = b"".join(read_digests(str(folder), shard) for shard in shards)
+    is_copy = find_copies(np.frombuffer(digests, "V16"))
+    for shard in shards:
+        part = is_copy[shard * plan.shard_size : (shard + 1) * plan.shard_size]
+        write_copies(folder, shard, np.flatnonzero(part))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raises `Interrupted` at the first SIGTERM or Ctrl-C; the second one kills."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        raise Interrupted
+
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

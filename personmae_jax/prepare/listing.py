@@ -1,0 +1,39 @@
+"""What a source of images holds: packed names, and where each member's bytes lie."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int64
+
+from personmae_jax.data.names import Names
+
+
+class MemberError(Exception):
+    """One member that cannot be read, while its neighbours may; says why."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Listing:
+    """The members of one source, in its order.
+
+    Attributes:
+      kind: "folder", "zip", "tar" or "lmdb".
+      paths: The folder, or the archive's file or files.
+      names: What each member is called; bytes as they are there, never used as a
+        path unless the source is a folder.
+      places: Where each member lies; the columns are the reader's own, maybe none.
+      identities: Text of each member's identity, if the source keeps such a list.
+      videos: The same of the video.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    names: Names
+    places: Int64[np.ndarray, "n columns"]
+    identities: Names | None = None
+    videos: Names | None = None
+
+
+def no_places(num_members: int) -> Int64[np.ndarray, "n 0"]:
+    """The places of a source whose members are found by their names."""
+    return np.zeros((num_members, 0), np.int64)

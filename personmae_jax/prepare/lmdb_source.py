@@ -1,0 +1,141 @@
+"""LUPerson's LMDB: keys are names, values files; `keys.pkl` beside it lists them."""
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int64
+
+from personmae_jax.data.names import Names
+from personmae_jax.errors import ConfigError, first_line
+from personmae_jax.prepare.listing import Listing, MemberError, no_places
+from personmae_jax.prepare.safe_pickle import load_pickle
+
+DATA_FILE = "data.mdb"
+_KEYS_FILE = "keys.pkl"
+_MAGIC = b"\xde\xc0\xef\xbe"  # 0xBEEFC0DE after the page header, in lmdb's mdb.c
+
+
+def is_lmdb(path: str) -> bool:
+    """Whether `path` is an LMDB file, or the folder of one."""
+    file = os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        return False
+    with open(file, "rb") as opened:
+        return opened.read(20)[16:] == _MAGIC
+
+
+def list_lmdb(path: str) -> Listing:
+    """The names in `keys.pkl`, beside the database or one folder up, else all keys.
+
+    Raises:
+      ConfigError: The database or `keys.pkl` cannot be read.
+    """
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for place in (folder, os.path.dirname(os.path.abspath(folder))):
+        file = os.path.join(place, _KEYS_FILE)
+        if os.path.isfile(file):
+            names, identities, videos = _read_keys(file)
+            break
+    else:
+        logging.warning("%s: there is no %s; all keys are taken", path, _KEYS_FILE)
+        names, identities, videos = _walk(path), None, None
+    return Listing("lmdb", (path,), names, no_places(len(names)), identities, videos)
+
+
+def _open(path: str) -> Any:
+    import lmdb  # only who has such a database needs it
+
+    try:
+        return lmdb.open(
+            path,
+            subdir=os.path.isdir(path),
+            readonly=True,
+            lock=False,
+            readahead=False,  # members are read by many processes, maybe in any order
+            create=False,
+        )
+    except lmdb.Error as error:
+        raise ConfigError(
+            f"{path} is no readable LMDB ({first_line(error)}); copy it again"
+        ) from error
+
+
+def _walk(path: str) -> Names:
+    with _open(path) as database, database.begin() as transaction:
+        return Names.pack(transaction.cursor().iternext(values=False))
+
+
+def _read_keys(file: str) -> tuple[Names, Names | None, Names | None]:
+    content = load_pickle(file)
+    columns = content if isinstance(content, dict) else {"keys": content}
+    if "keys" not in columns:
+        raise ConfigError(f"{file} is a dict without `keys`; it must hold the names")
+    names = to_names(columns["keys"], f"{file}: `keys`")
+    found: dict[str, Names | None] = {}
+    for column in ("pids", "vids"):
+        if (values := columns.get(column)) is None:
+            found[column] = None
+            continue
+        labels = found[column] = to_names(values, f"{file}: `{column}`")
+        if len(labels) != len(names):
+            raise ConfigError(
+                f"{file}: `{column}` has {len(labels)} values for {len(names)} "
+                "keys; it must have one for each, in their order"
+            )
+    return names, found["pids"], found["vids"]
+
+
+def to_names(values: Any, what: str) -> Names:
+    """Packs a list of texts, bytes or integers, as they come out of a pickle.
+
+    Raises:
+      ConfigError: `what` is something else.
+    """
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise ConfigError(f"{what} is a {type(values).__name__}; it must be a list")
+    for value in values:
+        if not isinstance(value, str | bytes | int):
+            raise ConfigError(
+                f"{what} holds a {type(value).__name__}; names must be strings"
+            )
+    return Names.pack(
+        v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape")
+        for v in values
+    )
+
+
+# Of a key CC_CC_VVVV_FFFFFFFF the last part counts frames of one video.
+_KEY = re.compile(rb"([0-9A-Za-z]+_[0-9A-Za-z]+_[0-9A-Za-z]+)_[0-9]+")
+
+
+def video_of(key: bytes) -> bytes:
+    """The video that a key of LUPerson's form comes from, else nothing."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else b""
+
+
+class LmdbReader:
+    """Reads values of one database by their keys."""
+
+    def __init__(self, paths: tuple[str, ...]):
+        self._transaction = _open(paths[0]).begin(buffers=True)
+
+    def read(
+        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
+    ) -> bytes:
+        """The value of the key `name`.
+
+        Raises:
+          MemberError: There is none, or it is larger than `limit` bytes.
+        """
+        value = self._transaction.get(name) if 0 < len(name) <= 511 else None
+        if value is None:
+            raise MemberError("not in the database")
+        if len(value) > limit:
+            raise MemberError(f"more than {limit} bytes")
+        return bytes(value)

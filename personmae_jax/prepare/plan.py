@@ -1,0 +1,222 @@
+"""What a preparation will do: which members go into which shard, settled before work.
+
+A shard's bytes depend on its task and on the settings alone, so neither the number of
+processes nor a restart shows in them. The tasks lie in `DIR/tasks`, so that a restart,
+or a worker on another machine, does not list the sources again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int64
+
+from personmae_jax.data.names import Names
+from personmae_jax.engine.storage import write_whole
+from personmae_jax.errors import ConfigError
+from personmae_jax.prepare.keep_list import count_kept, read_keep_list, select
+from personmae_jax.prepare.listing import Listing
+from personmae_jax.prepare.sources import list_sources
+
+VERSION = 1  # of the files in DIR; another one cannot be continued
+_PLAN_FILE = "plan.json"
+_TASKS = "tasks"
+_MAX_SHARD = 8192  # images; 4.18 million make 511 shards of about 0.1 GB
+_MIN_SHARD = 128
+_NUM_SHARDS = 64  # that smaller sets are cut into, for all cores to have work
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for; two that differ do not share a folder."""
+
+    source: tuple[str, ...]
+    keep_list: str | None = None
+    keep_first: str | None = None
+    min_side: int = 8  # pixels
+    drop_duplicates: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A request after its sources were listed.
+
+    Attributes:
+      request: As JSON, with what else must not change: sizes of archives, the list.
+      sources: (kind, paths) of every source.
+      num_listed: Members of all sources.
+      num_members: Those that are wanted.
+      num_shards: Their equal parts, but for the last.
+    """
+
+    request: dict[str, object]
+    sources: list[tuple[str, tuple[str, ...]]]
+    num_listed: int
+    num_members: int
+    num_shards: int
+
+    @property
+    def shard_size(self) -> int:
+        return _shard_size(self.num_members)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """The members of one shard, in order.
+
+    Attributes:
+      names: What each is called in its source.
+      sources: Which of the plan's sources each comes from.
+      places: Where it lies there; rows are padded to the widest source's columns.
+      identities, videos: Text, empty where the source has none.
+    """
+
+    names: Names
+    sources: Int64[np.ndarray, " n"]
+    places: Int64[np.ndarray, "n columns"]
+    identities: Names
+    videos: Names
+
+
+def describe(request: Request) -> dict[str, object]:
+    """The request as it is stored and compared.
+
+    Raises:
+      ConfigError: A source or the list is not there.
+    """
+    described: dict[str, object] = {**dataclasses.asdict(request)}
+    described["version"] = VERSION
+    described["source"] = [os.path.abspath(path) for path in request.source]
+    described["source_bytes"] = [_size(path) for path in request.source]
+    if request.keep_list is not None:
+        try:
+            with open(request.keep_list, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(
+                f"--keep-list={request.keep_list}: {error.strerror}"
+            ) from error
+        described["keep_list"] = digest
+    return described
+
+
+def _size(path: str) -> int | None:
+    """Bytes of an archive; None for a folder, and for what is gone by now."""
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def read_plan(folder: epath.Path) -> Plan | None:
+    """The plan in the folder; None if there is none yet.
+
+    Raises:
+      ConfigError: It cannot be read.
+    """
+    try:
+        content = json.loads((folder / _PLAN_FILE).read_text(encoding="utf-8"))
+        content["sources"] = [(kind, tuple(p)) for kind, p in content["sources"]]
+        return Plan(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{folder / _PLAN_FILE} is damaged; remove {folder} and start again"
+        ) from error
+
+
+def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, object]) -> None:
+    """Compares what the folder was begun with, with what is asked for now.
+
+    Raises:
+      ConfigError: They differ; the message names the flags.
+    """
+    differences = [
+        f"--{name.replace('_', '-')} was {plan.request.get(name)!r}, now {value!r}"
+        for name, value in wanted.items()
+        if plan.request.get(name) != value
+    ]
+    if differences:
+        raise ConfigError(
+            f"--out={folder} holds a preparation with other settings "
+            f"({'; '.join(differences)}); give the same ones or another --out"
+        )
+
+
+def make_plan(folder: epath.Path, request: Request) -> Plan:
+    """Lists the sources and writes the tasks, then the plan, into the folder.
+
+    Raises:
+      ConfigError: There is nothing to prepare, or the list names nothing of it.
+    """
+    described = describe(request)
+    listings = list_sources(request.source)
+    num_listed = sum(len(listing.names) for listing in listings)
+    members = np.arange(num_listed)
+    if request.keep_list is not None:
+        wanted = read_keep_list(request.keep_list)
+        members = select(listings, wanted, count_kept(request.keep_first, len(wanted)))
+    size = _shard_size(len(members))
+    plan = Plan(
+        request=described,
+        sources=[(listing.kind, listing.paths) for listing in listings],
+        num_listed=num_listed,
+        num_members=len(members),
+        num_shards=-(-len(members) // size),
+    )
+    shutil.rmtree(folder / _TASKS, ignore_errors=True)
+    (folder / _TASKS).mkdir()
+    for shard in range(plan.num_shards):
+        part = members[shard * size : (shard + 1) * size]
+        _write_task(folder / _TASKS / f"{shard:05}.npz", _make_task(listings, part))
+    text = json.dumps(dataclasses.asdict(plan), indent=2)
+    write_whole(folder / _PLAN_FILE, text + "\n")
+    return plan
+
+
+def remove_tasks(folder: epath.Path) -> None:
+    """Frees what a finished preparation no longer needs."""
+    shutil.rmtree(folder / _TASKS, ignore_errors=True)
+
+
+def _shard_size(num_members: int) -> int:
+    return min(_MAX_SHARD, max(_MIN_SHARD, -(-num_members // _NUM_SHARDS)))
+
+
+def _make_task(listings: list[Listing], members: Int64[np.ndarray, " n"]) -> Task:
+    ends = np.cumsum([len(listing.names) for listing in listings])
+    sources = np.searchsorted(ends, members, side="right")
+    numbers = members - np.concatenate([[0], ends])[sources]
+    width = max(listing.places.shape[1] for listing in listings)
+    places = np.zeros((len(members), width), np.int64)
+    for source in np.unique(sources):
+        table = listings[source].places
+        places[sources == source, : table.shape[1]] = table[numbers[sources == source]]
+    pairs = [*zip(sources.tolist(), numbers.tolist(), strict=True)]
+
+    def pack(column: str) -> Names:
+        columns = [getattr(listing, column) for listing in listings]
+        return Names.pack(columns[s][n] if columns[s] else b"" for s, n in pairs)
+
+    return Task(pack("names"), sources, places, pack("identities"), pack("videos"))
+
+
+def _write_task(file: epath.Path, task: Task) -> None:
+    arrays: dict[str, Any] = {"sources": task.sources, "places": task.places}
+    for column in ("names", "identities", "videos"):
+        names = getattr(task, column)
+        arrays |= {column: names.text, f"{column}_ends": names.ends}
+    np.savez(file, **arrays)
+
+
+def read_task(folder: epath.Path, shard: int) -> Task:
+    """The members of shard number `shard`."""
+    with np.load(folder / _TASKS / f"{shard:05}.npz", allow_pickle=False) as arrays:
+        columns = [
+            Names(arrays[column], arrays[f"{column}_ends"])
+            for column in ("names", "identities", "videos")
+        ]
+        return Task(columns[0], arrays["sources"], arrays["places"], *columns[1:])

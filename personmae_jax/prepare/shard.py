@@ -1,0 +1,242 @@
+"""One shard of a preparation: its members verified, converted, written, checksummed.
+
+The same function runs in a local process and in a Beam worker: it needs the folder
+and the shard's number, and leaves `persons-train.array_record-*` and
+`checks/NNNNN.npz`. The shard's file is renamed to its name last of all.
+"""
+
+import functools
+import os
+import re
+import threading
+import uuid
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+from array_record.python import array_record_module  # type: ignore[attr-defined]
+from etils import epath
+from jaxtyping import UInt8
+
+from personmae_jax.config import DataConfig
+from personmae_jax.data.images import BadImage, Outcome, decode
+from personmae_jax.data.names import printable
+from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.prepare.listing import MemberError
+from personmae_jax.prepare.lmdb_source import video_of
+from personmae_jax.prepare.manifest import (
+    CONVERTED,
+    DUPLICATE,
+    NO_DIGEST,
+    REJECTED,
+    ROW,
+    STORED,
+    Checks,
+    digest,
+    digest_file,
+    write_checks,
+)
+from personmae_jax.prepare.plan import Plan, Task, read_plan, read_task
+from personmae_jax.prepare.sources import open_reader
+
+DATASET = "persons"
+FEATURES = ("image", "name", "identity", "camera", "video")
+MAX_PIXELS = DataConfig().max_pixels
+_MAX_BYTES = 2**28  # of one file: 50 million pixels of 3 bytes, and room
+# Each record on its own, so that a random read touches nothing else; a JPEG's bytes
+# are not compressed again (it saves nothing and takes 20 us).
+_WRITER_OPTIONS = "group_size:1,uncompressed,max_parallelism:1"
+_READING = threading.Lock()  # a reader seeks; Beam's workers may be threads
+
+
+def shard_file(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
+    """Where tfds expects shard number `shard`."""
+    return folder / f"{DATASET}-train.array_record-{shard:05}-of-{num_shards:05}"
+
+
+def write_shard(folder: str, shard: int) -> int:
+    """Writes one shard and its checks, unless it is there.
+
+    Args:
+      folder: A folder with a plan and tasks.
+      shard: Number of the shard.
+
+    Returns:
+      The number of its members.
+
+    Raises:
+      RunError: Nothing more can be written, or a source is gone.
+    """
+    path = epath.Path(folder)
+    plan, task = _plan_in(folder), read_task(path, shard)
+    file = shard_file(path, shard, plan.num_shards)
+    if file.exists():
+        return len(task.names)
+    copies = _read_copies(path, shard) if plan.request["drop_duplicates"] else set()
+    # Never the same name twice: what a killed process left is not in the way.
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
+    try:
+        checks = _write_records(part, plan, task, copies)
+        write_checks(path, shard, checks)
+        part.replace(file)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"{file} cannot be written ({first_line(error)}); the shards finished so "
+            "far are good: make room and start again with the same words"
+        ) from error
+    return len(task.names)
+
+
+def _write_records(
+    part: epath.Path, plan: Plan, task: Task, copies: set[int]
+) -> Checks:
+    writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER_OPTIONS)
+    rows = np.zeros(len(task.names), ROW)
+    sums, rejected, num_bytes = np.zeros((2, 3), np.uint64), [], 0
+    min_side = int(str(plan.request["min_side"]))
+    for number, name in enumerate(task.names):
+        row = rows[number]
+        try:
+            data = _read_member(plan, task, number)
+            row["digest"] = digest(data)
+            stored, pixels, outcome = _verify(data, min_side)
+            row["height"], row["width"], _ = pixels.shape
+            row["outcome"] = outcome
+            if number in copies:
+                row["state"] = DUPLICATE
+                rejected.append((printable(name), "an exact copy of an earlier one"))
+                continue
+        except (BadImage, MemberError) as error:
+            row["state"] = REJECTED
+            row["outcome"] = getattr(error, "outcome", Outcome.UNREADABLE)
+            rejected.append((printable(name), _reason(error, min_side)))
+            continue
+        row["state"] = STORED if stored is data else CONVERTED
+        record = _serialise(stored, task, number)
+        row["checksum"] = zlib.crc32(record)
+        num_bytes += len(record)
+        sums += _pixel_sums(pixels)
+        writer.write(record)
+    writer.close()
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+        file_digest = digest_file(file)
+    return Checks(rows, rejected, sums, num_bytes, file_digest)
+
+
+def read_digests(folder: str, shard: int) -> bytes:
+    """Digests of the members' bytes end to end, 16 bytes each, before any is written.
+
+    Those that cannot be read have `NO_DIGEST`. Kept in the folder for the next start.
+    """
+    path = epath.Path(folder) / "tasks" / f"{shard:05}.digests"
+    if not path.exists():
+        plan, task = _plan_in(folder), read_task(epath.Path(folder), shard)
+        digests = bytearray()
+        for number in range(len(task.names)):
+            try:
+                digests += digest(_read_member(plan, task, number))
+            except MemberError:
+                digests += NO_DIGEST
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        part.write_bytes(bytes(digests))
+        part.replace(path)
+    return path.read_bytes()
+
+
+def write_copies(folder: epath.Path, shard: int, copies: np.ndarray) -> None:
+    """Tells `write_shard` which members are copies of earlier ones, by number."""
+    np.save(folder / "tasks" / f"{shard:05}.copies.npy", copies)
+
+
+def _read_copies(folder: epath.Path, shard: int) -> set[int]:
+    return {*np.load(folder / "tasks" / f"{shard:05}.copies.npy").tolist()}
+
+
+@functools.cache
+def _plan_in(folder: str) -> Plan:
+    plan = read_plan(epath.Path(folder))
+    if plan is None:
+        raise RunError(f"{folder} holds no plan; start again")
+    return plan
+
+
+def _read_member(plan: Plan, task: Task, number: int) -> bytes:
+    kind, paths = plan.sources[task.sources[number]]
+    with _READING:
+        try:
+            reader = open_reader(kind, paths)
+        except (OSError, ConfigError) as error:
+            raise RunError(
+                f"{paths[0]} cannot be opened any more ({first_line(error)}); bring it "
+                "back and start again with the same words"
+            ) from error
+        try:
+            return reader.read(task.names[number], task.places[number], _MAX_BYTES)
+        except OSError as error:
+            raise MemberError(error.strerror or "cannot be read") from error
+
+
+def _verify(
+    data: bytes, min_side: int
+) -> tuple[bytes, UInt8[np.ndarray, "h w 3"], Outcome]:
+    """What is stored of a file, its pixels, and what had to be converted.
+
+    The bytes themselves are stored of a colour JPEG; every other image becomes a PNG
+    of the pixels that training would see.
+    """
+    pixels, outcome = decode(data, max_pixels=MAX_PIXELS, min_side=min_side)
+    if outcome == Outcome.PLAIN and data.startswith(b"\xff\xd8\xff"):
+        return data, pixels, outcome
+    _, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    return png.tobytes(), pixels, outcome
+
+
+def _reason(error: Exception, min_side: int) -> str:
+    outcome = getattr(error, "outcome", None)
+    if outcome == Outcome.TOO_SMALL:
+        return f"a side under --min-side={min_side}"
+    if outcome == Outcome.TOO_LARGE:
+        return f"more than {MAX_PIXELS} pixels"
+    return str(error)
+
+
+# Market-1501 and its kin: 0002_c1s1_000451_03.jpg; -1 stands for a distractor.
+_MARKET = re.compile(rb"(-?\d+)_c(\d+)[^/]*")
+
+
+def _labels(task: Task, number: int) -> tuple[bytes, bytes, bytes]:
+    """Identity, camera and video of a member, each empty where nothing tells it."""
+    name = task.names[number].rpartition(b"/")[2]
+    market = _MARKET.fullmatch(name)
+    identity, camera = market.groups() if market else (b"", b"")
+    return (
+        task.identities[number] or identity,
+        camera,
+        task.videos[number] or video_of(name),
+    )
+
+
+def _serialise(image: bytes, task: Task, number: int) -> bytes:
+    """A tf.train.Example of the features, as tfds writes it; no TensorFlow."""
+    from tensorflow_datasets.proto import tf_example_pb2  # 1 s, so only when used
+
+    messages: Any = tf_example_pb2  # made at run time
+    example = messages.Example()
+    name = printable(task.names[number]).encode()
+    values = (image, name, *_labels(task, number))
+    for feature, value in zip(FEATURES, values, strict=True):
+        example.features.feature[feature].bytes_list.value.append(value)
+    return example.SerializeToString(deterministic=True)
+
+
+def _pixel_sums(pixels: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
+    """(sums, sums of squares) by channel; whole numbers, so the order does not show."""
+    mean, std = (x[:, 0] for x in cv2.meanStdDev(pixels))
+    count = pixels.shape[0] * pixels.shape[1]
+    sums = np.stack([mean * count, (std**2 + mean**2) * count])
+    return np.rint(sums).astype(np.uint64)

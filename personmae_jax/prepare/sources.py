@@ -1,0 +1,192 @@
+"""What lies at a path, told by its content: a folder, zip, tar or LMDB of images."""
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from personmae_jax.data.names import Names
+from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
+from personmae_jax.errors import ConfigError
+from personmae_jax.prepare.joined_file import open_parts
+from personmae_jax.prepare.listing import Listing, MemberError, no_places
+from personmae_jax.prepare.lmdb_source import LmdbReader, is_lmdb, list_lmdb
+from personmae_jax.prepare.tar_source import (
+    GZIP_START,
+    TarReader,
+    is_tar_header,
+    list_tar,
+)
+from personmae_jax.prepare.zip_source import ZIP_STARTS, ZipReader, list_zip
+
+_PART = re.compile(r"(.+)\.(\d{3})")  # of a file cut by `split` or 7-Zip
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads members of one source; belongs to one process."""
+
+    def read(
+        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
+    ) -> bytes:
+        """The member's bytes.
+
+        Raises:
+          MemberError: It cannot be read; others may.
+          OSError: The same.
+        """
+        ...
+
+
+def list_sources(paths: Sequence[str]) -> list[Listing]:
+    """Lists what lies at each path, in the order given.
+
+    Raises:
+      ConfigError: Nothing is there, or nothing that is known, or it is damaged.
+    """
+    listings = []
+    for kind, files in find_sources(paths):
+        listing = _LISTERS[kind](files)
+        if not len(listing.names):
+            raise ConfigError(f"--source={files[0]} holds no images; leave it out")
+        listings.append(listing)
+    return listings
+
+
+def find_sources(paths: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """(kind, files) of what lies at each path, none opened further than its start.
+
+    Raises:
+      ConfigError: Nothing is there, or nothing that is known.
+    """
+    found = []
+    for path in paths:
+        if not os.path.exists(path):
+            raise ConfigError(f"--source={path}: there is nothing; check the path")
+        sources = _inside(path) if os.path.isdir(path) else [_kind_of(path)]
+        if None in sources:
+            raise ConfigError(
+                f"--source={path} is neither a folder, a zip or tar[.gz] archive nor "
+                "an LMDB; unpack it, or name the folder of its images"
+            )
+        # Each part of a split archive names the whole of it.
+        found += [source for source in sources if source not in found]
+    return found
+
+
+def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The folder of a database, of images, or else of archives and databases."""
+    if is_lmdb(folder):
+        return [("lmdb", (folder,))]
+    if _holds_image(folder):
+        return [("folder", (folder,))]
+    sources = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and is_lmdb(path):
+            sources.append(("lmdb", (path,)))
+        elif os.path.isfile(path) and (kind := _kind_of(path)) not in (None, *sources):
+            sources.append(kind)
+    return sources or [("folder", (folder,))]  # maybe its images have no suffix
+
+
+def _holds_image(folder: str) -> bool:
+    """Whether some file in or under it is named as an image."""
+    return any(
+        os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        for _, _, names in os.walk(folder, followlinks=False)
+        for name in names
+    )
+
+
+def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
+    """What a file is by its first bytes, and all files it consists of."""
+    parts = _parts_of(path)
+    try:
+        if is_lmdb(path):
+            return "lmdb", (path,)
+        with open_parts(parts) as file:
+            start = file.read(512)
+    except OSError as error:
+        raise ConfigError(
+            f"--source={path} cannot be read: {error.strerror}"
+        ) from error
+    if start.startswith(ZIP_STARTS):
+        return "zip", parts
+    if start.startswith(GZIP_START) or is_tar_header(start):
+        return "tar", parts
+    return None
+
+
+def _parts_of(path: str) -> tuple[str, ...]:
+    match = _PART.fullmatch(path)
+    if not match:
+        return (path,)
+    folder, base = os.path.split(match[1])
+    names = os.listdir(folder or ".")
+    numbers = sorted(
+        int(m[2]) for name in names if (m := _PART.fullmatch(name)) and m[1] == base
+    )
+    if numbers[0] > 1 or numbers != [*range(numbers[0], numbers[-1] + 1)]:
+        raise ConfigError(
+            f"--source={path}: parts {', '.join(f'.{n:03}' for n in numbers)} are "
+            "there; all are needed, without a gap, from .000 or .001 on"
+        )
+    return tuple(f"{match[1]}.{number:03}" for number in numbers)
+
+
+def _list_folder(paths: tuple[str, ...]) -> Listing:
+    names, num_others, other = list_images(paths[0])
+    warn_of_others(paths[0], len(names), num_others, other)
+    names.sort()
+    return Listing("folder", paths, Names.pack(names), no_places(len(names)))
+
+
+class FolderReader:
+    """Reads the files under one folder by their relative paths."""
+
+    def __init__(self, paths: tuple[str, ...]):
+        self._root = os.fsencode(paths[0])
+
+    def read(
+        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
+    ) -> bytes:
+        """The file's content.
+
+        Raises:
+          MemberError: It is larger than `limit` bytes.
+          OSError: It cannot be read.
+        """
+        with open(os.path.join(self._root, name), "rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise MemberError(f"more than {limit} bytes")
+            return file.read()
+
+
+_LISTERS = {
+    "folder": _list_folder,
+    "zip": list_zip,
+    "tar": list_tar,
+    "lmdb": lambda paths: list_lmdb(paths[0]),
+}
+_READERS = {
+    "folder": FolderReader,
+    "zip": ZipReader,
+    "tar": TarReader,
+    "lmdb": LmdbReader,
+}
+
+
+@functools.cache
+def open_reader(kind: str, paths: tuple[str, ...]) -> Reader:
+    """Opens a source once for this process.
+
+    Raises:
+      OSError: It is no longer there.
+      ConfigError: The same, of an LMDB.
+    """
+    return _READERS[kind](paths)

@@ -1,0 +1,170 @@
+"""Zip archives: a listing from the central directory, members read by their places.
+
+Written for millions of members: `zipfile` would keep an object of half a kilobyte for
+each. A member's name is told and never used as a path.
+"""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int64
+
+from personmae_jax.data.names import Names
+from personmae_jax.errors import ConfigError
+from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
+from personmae_jax.prepare.listing import Listing, MemberError
+
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # PK78: a split archive
+
+# APPNOTE.TXT 6.3.10, sections 4.3.7 (local), 4.3.12 (central), 4.3.14 to 4.3.16 (end).
+_LOCAL = struct.Struct("<4s22xHH")
+_CENTRAL = struct.Struct("<4s4xHH4xIIIHHHHxxII")
+_END = struct.Struct("<4sHHHHIIH")
+_END64_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED = -1  # in place of a method
+
+
+def list_zip(paths: tuple[str, ...]) -> Listing:
+    """The members of a zip archive, from its central directory.
+
+    Raises:
+      ConfigError: It is damaged, or a part of a spanned archive.
+    """
+    names, places = [], []
+    try:
+        with open_parts(paths) as file:
+            for name, place in _read_directory(file, paths[0]):
+                names.append(name)
+                places.append(place)
+    except (struct.error, OSError, OverflowError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{paths[0]} is a damaged zip archive; {DAMAGED}") from error
+    table = np.array(places, np.int64).reshape(len(places), 5)
+    return Listing("zip", paths, Names.pack(names), table)
+
+
+def _read_directory(
+    file: io.BufferedIOBase, path: str
+) -> Iterator[tuple[bytes, tuple]]:
+    """Yields (name, (offset, stored size, size, checksum, method)) of every file."""
+    count, size, start, shift = _find_directory(file, path)
+    file.seek(start)
+    directory = file.read(size)
+    at = 0
+    for _ in range(count):
+        fields = _CENTRAL.unpack_from(directory, at)
+        magic, flags, method, checksum, stored, full, *lengths, attributes, offset = (
+            fields
+        )
+        if magic != b"PK\x01\x02":
+            raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+        name_length, extra_length, comment_length, _disk = lengths
+        at += _CENTRAL.size
+        name = directory[at : at + name_length]
+        extra = directory[at + name_length : at + name_length + extra_length]
+        at += name_length + extra_length + comment_length
+        if 0xFFFFFFFF in (stored, full, offset):
+            full, stored, offset = _read_zip64(extra, full, stored, offset)
+        if name.endswith(b"/") or attributes & 0x10:
+            continue  # a folder
+        if flags & 1:
+            method = _ENCRYPTED
+        yield name, (offset + shift, stored, full, checksum, method)
+
+
+def _find_directory(file: io.BufferedIOBase, path: str) -> tuple[int, int, int, int]:
+    """(members, bytes, offset of the central directory, bytes before the archive)."""
+    total = file.seek(0, io.SEEK_END)
+    tail_start = max(0, total - _END.size - 0xFFFF)
+    file.seek(tail_start)
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0:
+        raise ConfigError(
+            f"{path} is a zip archive without its end: a part of a split one (give "
+            "the parts NAME.zip.001, .002, ... together; join NAME.z01 and NAME.zip "
+            f"with `zip -s 0 NAME.zip --out whole.zip`), or cut short: {DAMAGED}"
+        )
+    _, disk, _, _, count, size, offset, _ = _END.unpack_from(tail, end)
+    position = tail_start + end
+    if disk not in (0, 0xFFFF):
+        raise ConfigError(
+            f"{path} is one part of a spanned zip archive; join its parts first with "
+            f"`zip -s 0 {os.path.basename(path)} --out whole.zip`"
+        )
+    locator = end - _END64_LOCATOR.size
+    if locator >= 0 and tail[locator:].startswith(b"PK\x06\x07"):
+        at = _END64_LOCATOR.unpack_from(tail, locator)[2]
+        file.seek(at)
+        fields = _END64.unpack(file.read(_END64.size))
+        if fields[0] != b"PK\x06\x06":
+            raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+        count, size, offset = fields[7:]
+        position = at
+    shift = position - size - offset  # of archives with something before them
+    if shift < 0 or size > total or count * _CENTRAL.size > size:
+        raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+    return count, size, offset + shift, shift
+
+
+def _read_zip64(extra: bytes, *short: int) -> Iterator[int]:
+    """The 64-bit values of those that did not fit into 32, the others as they are."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, length = struct.unpack_from("<HH", extra, at)
+        if tag == 1:
+            at += 4
+            for value in short:
+                if value == 0xFFFFFFFF:
+                    (value,) = struct.unpack_from("<Q", extra, at)
+                    at += 8
+                    if value >= 2**62:
+                        raise ValueError("no such size")
+                yield value
+            return
+        at += 4 + length
+    yield from short
+
+
+class ZipReader(ArchiveReader):
+    """Reads members of one zip archive by their places."""
+
+    def read(
+        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
+    ) -> bytes:
+        """The member's content, checked.
+
+        Raises:
+          MemberError: It is damaged, encrypted, compressed in another way, or larger
+            than `limit` bytes.
+        """
+        offset, stored, size, checksum, method = place.tolist()
+        if max(size, stored) > limit:
+            raise MemberError(f"more than {limit} bytes")
+        if method == _ENCRYPTED:
+            raise MemberError("encrypted")
+        if method not in (_STORED, _DEFLATED):
+            raise MemberError(f"compressed with zip method {method}, not deflate")
+        self._file.seek(offset)
+        header = self._file.read(_LOCAL.size)
+        if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+            raise MemberError("not where the zip archive's directory says")
+        _, name_length, extra_length = _LOCAL.unpack(header)
+        self._file.seek(name_length + extra_length, io.SEEK_CUR)
+        data = self._file.read(stored)
+        if method == _DEFLATED:
+            try:
+                # However much it would inflate to, one byte over its size is enough.
+                data = zlib.decompressobj(-15).decompress(data, size + 1)
+            except zlib.error as error:
+                raise MemberError("damaged in the zip archive") from error
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise MemberError("damaged in the zip archive")
+        return data

@@ -1,0 +1,165 @@
+"""One optimizer step of PersonMAE, a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
+
+from personmae_jax import pixels
+from personmae_jax.config import Config
+from personmae_jax.models import personmae
+from personmae_jax.optim import Schedule
+from personmae_jax.pixels import patchify
+from personmae_jax.pretrain import losses
+from personmae_jax.pretrain.state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def predict_region_b(
+    cfg: Config, params: PyTree, batch: Batch, dtype: DTypeLike
+) -> dict[str, Float[Array, "b n _"]]:
+    """Predicts all of RegionB from RegionA's visible patches; see `personmae.predict`.
+
+    Args:
+      cfg: The settings.
+      params: Of the whole network.
+      batch: `region_a` (uint8, b height width 3), `visible` (int32, b v) and
+        `geometry` (float32, b 4) of `data/pipeline.py`.
+      dtype: Of matrix products and activations.
+    """
+    patches = patchify(batch["region_a"], cfg.encoder.patch_size)
+    visible = jnp.take_along_axis(patches, batch["visible"][:, :, None], axis=1)
+    encoded = personmae.encode(
+        cfg,
+        params["encoder"],
+        pixels.normalise(visible, cfg.data.mean, cfg.data.std),
+        batch["visible"],
+        dtype=dtype,
+    )
+    return personmae.predict(cfg, params, encoded, batch["geometry"], dtype=dtype)
+
+
+def make_loss_fn(
+    cfg: Config, dtype: DTypeLike, gather: Callable[[PyTree], PyTree] = lambda x: x
+) -> Callable:
+    """Returns loss(params, teacher_params, centre, feature_weight, batch).
+
+    The batch is that of `predict_region_b` and `region_b` (uint8, b height width 3);
+    `gather` makes parameters whole that are split over devices. The loss returns
+    (scalar, (metrics, mean of the teacher's features per channel)).
+    """
+
+    def loss_fn(params, teacher_params, centre, feature_weight, batch: Batch):
+        predicted = predict_region_b(cfg, gather(params), batch, dtype)
+        patches_b = pixels.normalised_patches(batch["region_b"], cfg)
+        pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
+        metrics = {"pixel_loss": pixel}
+        total, features_mean = cfg.loss.pixel_weight * pixel, centre
+        if "features" in predicted:
+            teacher = gather(teacher_params)
+            features = personmae.encode(cfg, teacher, patches_b, dtype=dtype)
+            features = jax.lax.stop_gradient(features.blocks[-1][:, 1:])
+            target = losses.feature_target(
+                features, None if cfg.loss.centre_momentum is None else centre
+            )
+            feature = losses.feature_loss(
+                predicted["features"], target, cfg.loss.feature_loss
+            )
+            mse = losses.feature_loss(predicted["features"], target)
+            metrics["feature_loss"] = feature
+            metrics |= losses.target_statistics(target, mse)
+            features_mean = jnp.mean(personmae.layer_norm(features), axis=(0, 1))
+            total += feature_weight * feature
+        return total, (metrics | {"loss": total}, features_mean)
+
+    return loss_fn
+
+
+def make_train_step(
+    cfg: Config,
+    tx: optax.GradientTransformation,
+    *,
+    learning_rate: Schedule,
+    ema_decay: Schedule,
+    feature_weight: Schedule,
+    dtype: DTypeLike,
+    gather: Callable[[PyTree], PyTree] = lambda x: x,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the pure (state, batch) -> (state, metrics); experiment.py jits it."""
+    loss_fn = make_loss_fn(cfg, dtype, gather)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weight = feature_weight(state.step)
+
+        def micro_step(micro_batch: Batch):
+            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, aux), grads = grad_fn(
+                state.params,
+                state.teacher_params,
+                state.target_mean,
+                weight,
+                micro_batch,
+            )
+            return grads, *aux
+
+        grads, metrics, features_mean = average_micro_batches(
+            micro_step, batch, cfg.train.accumulate
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step)
+        teacher_params: Any = optax.incremental_update(
+            params["encoder"], state.teacher_params, 1.0 - decay
+        )
+        target_mean: Any = state.target_mean
+        if cfg.loss.centre_momentum is not None:
+            target_mean = optax.incremental_update(
+                features_mean, target_mean, 1.0 - cfg.loss.centre_momentum
+            )
+        metrics |= {
+            "lr": learning_rate(state.step),
+            "ema_decay": decay,
+            "feature_weight": weight,
+            "grad_norm": optax.tree.norm(grads),
+            # Of the new parameters: finite where they may be saved.
+            "param_norm": optax.tree.norm(params),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            teacher_params=teacher_params,
+            target_mean=target_mean,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def average_micro_batches(fn: Callable[[Batch], Any], batch: Batch, count: int) -> Any:
+    """Averages fn over `count` equal parts of a batch, one part in memory at a time.
+
+    Part j holds rows j, j + count, ...: every device keeps the rows that it has.
+    A statistic over rows, such as `teacher_std`, becomes the mean of the parts' own.
+    """
+    if count == 1:
+        return fn(batch)
+
+    def split(x: Array) -> Array:
+        return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(split, batch)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts)),
+    )
+    total, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, fn(part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / count, total)

@@ -1,0 +1,221 @@
+"""The encoder that a run starts from: a PyTorch file's tensors as our parameters."""
+
+import contextlib
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from personmae_jax.config import Config
+from personmae_jax.errors import ConfigError
+from personmae_jax.pytorch import read, weights
+from personmae_jax.pytorch.positions import choose_positions, find_grid
+from personmae_jax.pytorch.read import Stored
+from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise
+
+Tensors = dict[str, np.ndarray]
+
+
+class Imported(NamedTuple):
+    """What a file gives.
+
+    Attributes:
+      params: Of the encoder, numpy float32.
+      notes: One sentence each on what was read, left out and changed.
+    """
+
+    params: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_encoder(cfg: Config) -> Imported:
+    """Returns the encoder of the file `cfg.init.torch_weights`.
+
+    Raises:
+      ConfigError: The file cannot be read, holds no ViT, or not the one that `cfg`
+        describes; lists every tensor that is missing, left over or does not fit.
+    """
+    path = str(cfg.init.torch_weights)
+    found, meta = _open(path)
+    tensors, problems = _read_tensors(found.tensors, cfg)
+    heads = meta.get("num_heads", cfg.encoder.num_heads)
+    if heads != cfg.encoder.num_heads:  # no shape tells it
+        problems.append(f"made for --config.encoder.num_heads={heads}")
+    if problems:
+        raise ConfigError(
+            f"config.init.torch_weights={path} is not the encoder of these settings"
+            f"{_hint(found.tensors, cfg)}:\n  " + "\n  ".join(problems)
+        )
+    table, dtype = tensors.pop("pos_embed"), found.tensors["pos_embed"].dtype
+    positions, note = choose_positions(table, dtype, meta, cfg)
+    notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
+    if found.dropped:
+        notes.append(f"Left out of it: {', '.join(found.dropped)}.")
+    if cfg.init.fold_normalisation:
+        tensors |= fold_normalisation(
+            tensors["patch_embed.proj.weight"],
+            tensors["patch_embed.proj.bias"],
+            cfg.data.mean,
+            cfg.data.std,
+        )
+        notes.append("Its patch embedding was changed from pixels in -1..1 to ours.")
+    params = weights.encoder_from_torch(tensors)
+    if cfg.encoder.learned_positions:
+        params["pos_embed"] = positions
+    return Imported(params, tuple(notes))
+
+
+def read_settings(path: str, size: tuple[int, int] | None = None) -> Config:
+    """Returns settings with which `read_encoder` reads the encoder in a file as it is.
+
+    The architecture is that of the file's shapes, with heads 64 wide unless the file
+    says otherwise, and the input's statistics are ImageNet's, unless it does.
+
+    Args:
+      path: Of a .pth, .pt or .safetensors file.
+      size: Height and width of the images in pixels; None: what its positions are for.
+
+    Raises:
+      ConfigError: The file cannot be read or holds no ViT; we have no such ViT, or the
+        size that its positions are for cannot be told.
+    """
+    found, meta = _open(path)
+    cfg = Config()
+    cfg.init.torch_weights = path
+    for name, value in architecture(found.tensors).items():
+        setattr(cfg.encoder, name, value)
+    if isinstance(heads := meta.get("num_heads"), int):
+        cfg.encoder.num_heads = heads
+    for name in ("mean", "std"):
+        if (values := _numbers(meta.get(name))) is not None:
+            setattr(cfg.data, name, values)
+    _check_architecture(cfg)
+    table = found.tensors.get("pos_embed")
+    if not isinstance(table, Stored) or not _is_table(table.shape, cfg.encoder.width):
+        return cfg  # `read_encoder` lists whatever does not fit
+    try:
+        array = table.array()
+    except ValueError as e:
+        raise ConfigError(f"config.init.torch_weights={path}: pos_embed is {e}") from e
+    grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
+    patch = cfg.encoder.patch_size
+    cfg.data.height, cfg.data.width = size or (grid[0] * patch, grid[1] * patch)
+    if not cfg.encoder.learned_positions and cfg.grid != grid:
+        cfg.encoder.code_grid = grid
+    return cfg
+
+
+def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
+    """The encoder's tensors in a file, and what the file says of itself."""
+    opened = read.open_file(path)
+    found = recognise(opened.tree)
+    if found is None:
+        raise ConfigError(
+            f"config.init.torch_weights={path} holds no ViT, or several: one name must "
+            "be cls_token, after prefixes; at its top are "
+            f"{', '.join(map(str, opened.tree)) or 'no names'}"
+        )
+    return found, _own_meta(opened)
+
+
+def _read_tensors(found: dict[str, Any], cfg: Config) -> tuple[Tensors, list[str]]:
+    """Returns the tensors that `cfg` asks for, and a line for each kind of misfit."""
+    wanted = weights.tensor_shapes(cfg.encoder, cfg.grid)
+    unfit = []
+    for name in wanted.keys() & found.keys():
+        value, shape = found[name], wanted[name]
+        if not isinstance(value, Stored):
+            unfit.append(f"{name} a {type(value).__name__} instead of a tensor")
+            continue
+        if name == "pos_embed" and len(value.shape) == 3 and value.shape[1] > 1:
+            shape = (1, value.shape[1], shape[2])  # of any number of patches
+        if value.shape != shape:
+            unfit.append(f"{name} {value.shape} instead of {shape}")
+    lines = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "left over": sorted(found.keys() - wanted.keys()),
+        "of another shape": sorted(unfit),
+    }
+    tensors, unusable = {}, []
+    for name in wanted if not any(lines.values()) else ():
+        try:
+            tensors[name] = found[name].array()
+        except ValueError as e:
+            unusable.append(f"{name} is {e}")
+    lines["unusable"] = unusable
+    return tensors, [f"{k}: {', '.join(names)}" for k, names in lines.items() if names]
+
+
+def _hint(found: dict[str, Any], cfg: Config) -> str:
+    """The settings that the file's shapes speak for, where they are others."""
+    if any(name.startswith("patch_embed.conv") for name in found):
+        return ", its stem is convolutional (the ICS models of TransReID-SSL and PASS)"
+    there = architecture(found)
+    if there.get("width", cfg.encoder.width) == cfg.encoder.width:
+        there.pop("num_heads", None)  # no shape tells it
+    other = [
+        f"--config.encoder.{name}={value}"
+        for name, value in there.items()
+        if value != getattr(cfg.encoder, name)
+    ]
+    return f", which seem to be {' '.join(other)}" if other else ""
+
+
+def fold_normalisation(
+    weight: Float32[np.ndarray, "d 3 p p"],
+    bias: Float32[np.ndarray, " d"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Tensors:
+    """Returns a patch embedding that answers the same to other input statistics.
+
+    The given one takes x = (v - 0.5) / 0.5 of pixels v in 0..1, the returned one
+    z = (v - mean) / std: x = 2 std z + (2 mean - 1).
+    """
+    scale, shift = 2 * np.array(std), 2 * np.array(mean) - 1
+    kernel = weight.astype(np.float64)
+    moved = bias + np.einsum("dcij,c->d", kernel, shift)
+    return {
+        "patch_embed.proj.weight": (kernel * scale[:, None, None]).astype(np.float32),
+        "patch_embed.proj.bias": moved.astype(np.float32),
+    }
+
+
+def _check_architecture(cfg: Config) -> None:
+    """Raises ConfigError if no encoder of ours is like this."""
+    encoder = cfg.encoder
+    counts = (encoder.width, encoder.depth, encoder.mlp_ratio, encoder.patch_size)
+    heads = encoder.num_heads
+    if min(*counts, heads) < 1 or encoder.width % heads or encoder.width % 4:
+        raise ConfigError(
+            f"config.init.torch_weights={cfg.init.torch_weights} holds a ViT that is "
+            f"unknown here: {encoder.width} wide, {encoder.depth} blocks, {heads} heads"
+        )
+
+
+def _is_table(shape: tuple[int, ...], width: int) -> bool:
+    return len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] == width
+
+
+def _numbers(value: Any) -> tuple[float, float, float] | None:
+    """Three finite numbers, as our exports write them."""
+    match value:
+        case [float(r), float(g), float(b)] if math.isfinite(r + g + b):
+            return r, g, b
+    return None
+
+
+def _own_meta(opened: read.Opened) -> dict[str, Any]:
+    """What our exports say of themselves; of other files usually nothing."""
+    meta = opened.tree.get("meta", opened.metadata)
+    if not isinstance(meta, dict):
+        return {}
+    found = {}
+    for name, value in meta.items():
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)  # safetensors has strings alone
+        found[name] = value
+    return found

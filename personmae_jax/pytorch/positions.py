@@ -1,0 +1,153 @@
+"""The positions in a PyTorch ViT's file: which grid they are for, and on another."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from personmae_jax.config import Config
+from personmae_jax.errors import ConfigError
+from personmae_jax.pytorch import weights
+
+Grid = tuple[int, int]
+
+# Largest difference of a sine-cosine table from ours: some compute it in float32, and
+# some files are of half precision.
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-3, "bfloat16": 5e-3}
+_RATIOS = (1, 2, 3)  # height / width of the grids that ViTs are pretrained on
+
+
+def choose_positions(
+    table: Float32[np.ndarray, "1 t d"],
+    dtype: str,
+    meta: Mapping[str, Any],
+    cfg: Config,
+) -> tuple[np.ndarray, str]:
+    """Returns the positions to start from, with the cls row, and a note on them.
+
+    Args:
+      table: Of the file.
+      dtype: In the file.
+      meta: What the file says of itself.
+      cfg: Settings of the encoder that starts from it.
+
+    Raises:
+      ConfigError: They would have to be learned, or their grid cannot be told.
+    """
+    codes = weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
+    trained = {cfg.grid, _told_grid(meta, "trained_grid") or cfg.grid}
+    coded = _sine_cosine_grids(table, dtype, trained)
+    here, count = _say(cfg.grid), table.shape[1] - 1
+    if not cfg.encoder.learned_positions:
+        if coded is None:
+            raise ConfigError(
+                f"config.init.torch_weights={cfg.init.torch_weights} has a position "
+                f"table of {count} patches that is not the fixed sine-cosine one; "
+                "--config.encoder.learned_positions=true loads, resamples and trains it"
+            )
+        is_same = coded == (cfg.grid, cfg.grid)
+        return (
+            codes,
+            f"Its positions are the fixed codes of {_say(coded[0])} patches, "
+            + ("as here." if is_same else f"here those of {here} are used."),
+        )
+    grid = coded[0] if coded else _learned_grid(count, _told_grid(meta, "grid"), cfg)
+    if grid == cfg.grid:
+        return table, f"Its {here} positions are loaded and will be trained."
+    if coded:
+        return codes, f"Its positions are fixed codes; those of {here} will be trained."
+    return resample_positions(table, grid, cfg.grid), (
+        f"Its {_say(grid)} positions were resampled to {here} and will be trained."
+    )
+
+
+def find_grid(
+    table: Float32[np.ndarray, "1 t d"],
+    dtype: str,
+    meta: Mapping[str, Any],
+    cfg: Config,
+) -> tuple[Grid, bool]:
+    """Returns the grid that a table was trained on, and whether it was learned.
+
+    Args: As of `choose_positions`.
+
+    Raises:
+      ConfigError: It cannot be told.
+    """
+    trained = _told_grid(meta, "trained_grid")
+    coded = _sine_cosine_grids(table, dtype, {trained} if trained else set())
+    if coded:
+        return coded[1], False
+    count = table.shape[1] - 1
+    return _learned_grid(count, _told_grid(meta, "grid"), cfg), True
+
+
+def _sine_cosine_grids(
+    table: Float32[np.ndarray, "1 t d"], dtype: str, trained: set[Grid]
+) -> tuple[Grid, Grid] | None:
+    """The grid whose codes `table` holds, and the one in whose coordinates."""
+    count, width = table.shape[1] - 1, table.shape[2]
+    for rows in range(1, count + 1):
+        if count % rows:
+            continue
+        grid = (rows, count // rows)
+        for coordinates in {grid} | trained:
+            codes = weights.position_table(width, coordinates, grid)
+            if np.abs(table - codes).max() <= _TOLERANCE[dtype]:
+                return grid, coordinates
+    return None
+
+
+def _learned_grid(count: int, told: Grid | None, cfg: Config) -> Grid:
+    """The grid of a learned table, by our exports' word or by its number of patches."""
+    grids = {cfg.grid} if cfg.num_patches == count else set()
+    for ratio in _RATIOS:
+        columns = math.isqrt(count // ratio)
+        if ratio * columns**2 == count:
+            grids.add((ratio * columns, columns))
+    if told and told[0] * told[1] == count:
+        grids = {told}
+    if len(grids) == 1:
+        return grids.pop()
+    could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1 nor 3:1"
+    raise ConfigError(
+        f"config.init.torch_weights={cfg.init.torch_weights} has learned positions of "
+        f"{count} patches, whose rows and columns cannot be told ({could}); export it "
+        "for the grid of this run"
+    )
+
+
+def resample_positions(
+    table: Float32[np.ndarray, "1 t d"], grid: Grid, new: Grid
+) -> Float32[np.ndarray, "1 u d"]:
+    """Returns a learned table on another grid over the same image; cls keeps its row.
+
+    Bilinear between patch centres, constant beyond the outermost.
+
+    Source: TransReID, vit_pytorch.py, `resize_pos_embed` (MAE and HAP take bicubic).
+    """
+    if new == grid:
+        return table
+    from scipy import ndimage  # 0.2 s, so only when used
+
+    patches = table[0, 1:].astype(np.float64).reshape(*grid, -1)
+    zoom = (new[0] / grid[0], new[1] / grid[1], 1)
+    patches = np.asarray(
+        ndimage.zoom(patches, zoom, order=1, mode="nearest", grid_mode=True), np.float32
+    )
+    return np.concatenate(
+        [table[:, :1], patches.reshape(1, -1, table.shape[2])], axis=1
+    )
+
+
+def _told_grid(meta: Mapping[str, Any], name: str) -> Grid | None:
+    match meta.get(name):
+        case [int(rows), int(columns)] if 0 < rows < 1000 and 0 < columns < 1000:
+            return rows, columns
+    return None
+
+
+def _say(grid: Grid) -> str:
+    return f"{grid[0]} x {grid[1]}"

@@ -1,0 +1,189 @@
+"""Finds a ViT's tensors in files of other projects and gives them timm's names.
+
+Facts about such files, by the code that writes them:
+  MAE, HAP, MALE: {"model": ...} with `decoder_*` and `mask_token`.
+  DeiT: {"model": ...} with `head.*`; distilled ones with `dist_token`, `head_dist.*`
+    and a second row of positions. timm: a bare dict, `head.*`, `fc_norm.*`,
+    `pre_logits.*`; from its train.py {"state_dict", "state_dict_ema"}.
+  DINO and its kin TransReID-SSL, PASS, PersonViT: {"student", "teacher", ...} with
+    `module.`, `backbone.` and `head.*`; their convert_model_dino.py writes a bare dict.
+  PASS: `cls_pos` apart from `pos_embed`, `part_token1..3`, `part1..3_pos`.
+  TransReID and its kin, fine-tuned: `base.`, `fc.*`, `bottleneck*`, `classifier*`.
+  BEiT: `attn.q_bias` and `attn.v_bias` in the place of `attn.qkv.bias`.
+  transformers' ViTModel: names of its own, `pooler.*`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from personmae_jax.pytorch import layouts
+from personmae_jax.pytorch.read import Stored
+
+# Of several in one file the first: users of DINO's kin take the teacher, of timm's
+# training checkpoints the average.
+_WRAPPERS = ("teacher", "student", "model", "state_dict_ema", "state_dict")
+# Parts of a file's network that are not an encoder's.
+_DROPPED = re.compile(
+    r"decoder_.*|decoder\..*|mask_token|masked_embed"
+    r"|head\..*|head_dist\..*|dist_token|fc_norm\..*|pre_logits\..*|lm_head\..*"
+    r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
+    r"|part_token[123]|part[123]_pos|sie_embed"
+)
+
+
+class Recognised(NamedTuple):
+    """The encoder's tensors in a file.
+
+    Attributes:
+      tensors: By timm's names; what no encoder of ours has is still among them.
+      dropped: Names of what was left out, as in the file.
+      where: Keys and prefix below which the tensors lie, e.g. "teacher: backbone."
+    """
+
+    tensors: dict[str, Stored]
+    dropped: list[str]
+    where: str
+
+
+def recognise(tree: Mapping[Any, Any]) -> Recognised | None:
+    """Returns the encoder's tensors in a file; None if there is no `cls_token`.
+
+    Nothing is left out but what `_DROPPED` names: the caller refuses other names.
+    """
+    keys = []
+    while not any(isinstance(value, Stored) for value in tree.values()):
+        inner = [key for key in _WRAPPERS if isinstance(tree.get(key), dict)]
+        if not inner or len(keys) == 3:
+            return None
+        keys.append(inner[0])
+        tree = tree[inner[0]]
+    stored = {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value
+        for name, value in tree.items()
+    }
+    prefixes = [n.removesuffix("cls_token") for n in stored if _is_cls(n)]
+    if len(prefixes) != 1 or len(stored) != len(tree):
+        return None
+    prefix = prefixes[0].removesuffix("embeddings.")  # transformers'
+    named, dropped = {}, []
+    for name, value in stored.items():
+        inner = name.removeprefix(prefix)
+        if _DROPPED.fullmatch(inner):
+            dropped.append(name)
+        elif name.startswith(prefix):
+            named[_rename(inner)] = value
+        else:  # to be refused by that name
+            named[f"{name} (beside {prefix})"] = value
+    has_dist = any(name.endswith("dist_token") for name in dropped)
+    if len(named) + len(dropped) != len(stored):
+        return None  # two names that mean the same
+    return Recognised(
+        _join_positions(_join_qkv(named), has_dist),
+        dropped,
+        ": ".join([*keys, prefix] if prefix else keys),
+    )
+
+
+def _is_cls(name: str) -> bool:
+    return name.split(".")[-1] == "cls_token"
+
+
+def _rename(name: str) -> str:
+    """Timm's name for one of transformers'; others stay."""
+    canonical = {theirs: ours for ours, theirs in layouts.HUGGINGFACE.items()}
+    block = re.match(r"encoder\.layer\.(\d+)\.", name)
+    prefix, inner = (
+        (f"blocks.{block[1]}.", name[block.end() :]) if block else ("", name)
+    )
+    part = re.fullmatch(r"attention\.attention\.(query|key|value)\.(\w+)", inner)
+    if part:
+        return f"{prefix}attn.{part[1][0]}.{part[2]}"
+    module, dot, leaf = inner.rpartition(".")
+    if inner in canonical:
+        return canonical[inner]
+    if module in canonical:
+        return prefix + canonical[module] + dot + leaf
+    return name
+
+
+def _join_qkv(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Joins attn.q, k and v, and BEiT's attn.q_bias and v_bias (its keys have none)."""
+    joined = dict(tensors)
+    for name in tensors:
+        match = re.fullmatch(r"(.*attn\.)q(\.weight|\.bias|_bias)", name)
+        if not match:
+            continue
+        stem, leaf = match.groups()
+        parts = [tensors.get(f"{stem}{part}{leaf}") for part in "qkv"]
+        if leaf == "_bias" and parts[1] is None and isinstance(parts[0], Stored):
+            shape = parts[0].shape
+            parts[1] = Stored(
+                shape, "float32", lambda shape=shape: np.zeros(shape, np.float32)
+            )
+        whole = _concatenate(parts, axis=0)
+        target = f"{stem}qkv.{leaf[1:]}"
+        if whole is not None and target not in tensors:
+            for part in "qkv":
+                joined.pop(f"{stem}{part}{leaf}", None)
+            joined[target] = whole
+    return joined
+
+
+def _join_positions(tensors: Mapping[str, Stored], has_dist: bool) -> dict[str, Stored]:
+    """Puts PASS's `cls_pos` before `pos_embed`; drops a distillation token's row."""
+    joined = dict(tensors)
+    table = joined.get("pos_embed")
+    whole = _concatenate([joined.get("cls_pos"), table], axis=1)
+    if whole is not None:
+        del joined["cls_pos"]
+        joined["pos_embed"] = whole
+    elif has_dist and isinstance(table, Stored) and len(table.shape) == 3:
+        b, t, d = table.shape
+        joined["pos_embed"] = Stored(
+            (b, t - 1, d), table.dtype, lambda: np.delete(table.array(), 1, axis=1)
+        )
+    return joined
+
+
+def _concatenate(parts: list[Any], axis: int) -> Stored | None:
+    """The parts end to end; None unless all are tensors that fit."""
+    if not all(isinstance(part, Stored) and len(part.shape) > axis for part in parts):
+        return None
+    shapes = [list(part.shape) for part in parts]
+    length = sum(shape.pop(axis) for shape in shapes)
+    if any(shape != shapes[0] for shape in shapes):
+        return None
+    shape = (*shapes[0][:axis], length, *shapes[0][axis:])
+    return Stored(
+        shape,
+        parts[0].dtype,
+        lambda: np.concatenate([part.array() for part in parts], axis),
+    )
+
+
+def architecture(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Returns what shapes tell of an encoder, as fields of `config.EncoderConfig`.
+
+    No shape tells the number of heads: it is given for heads 64 wide, which every ViT
+    of these projects has. What there is no tensor for is left out.
+
+    Args:
+      tensors: By timm's names, as `recognise` returns them.
+    """
+    shapes = {
+        n: value.shape for n, value in tensors.items() if isinstance(value, Stored)
+    }
+    blocks = [re.match(r"blocks\.(\d{1,3})\.", name) for name in shapes]
+    told = {}
+    if width := shapes.get("cls_token", ())[-1:]:
+        told = {"width": width[0], "num_heads": max(1, width[0] // 64)}
+        if hidden := shapes.get("blocks.0.mlp.fc1.weight", ())[:1]:
+            told["mlp_ratio"] = hidden[0] // max(width[0], 1)
+    if depth := [int(block[1]) for block in blocks if block]:
+        told["depth"] = 1 + max(depth)
+    if patch := shapes.get("patch_embed.proj.weight", ())[-1:]:
+        told["patch_size"] = patch[0]
+    return told

@@ -1,0 +1,124 @@
+"""Does a file make in PyTorch what the checkpoint makes in JAX?"""
+
+import copy
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from personmae_jax import pixels
+from personmae_jax.config import Config
+from personmae_jax.data.images import Box, crop_resize
+from personmae_jax.errors import RunError, first_line
+from personmae_jax.models import personmae
+from personmae_jax.pixels import patchify
+from personmae_jax.pytorch import layouts
+from personmae_jax.synthetic.pedestrian import draw_pedestrian
+
+TOLERANCE = 1e-4  # of any value of any token after the final norm; 1e-5 is usual
+NUM_NOISE, NUM_PEDESTRIANS = 2, 4
+
+
+class Examples(NamedTuple):
+    """What a file is examined with.
+
+    Attributes:
+      images: Normalised; noise first, then drawn pedestrians.
+      tokens: JAX's answers after the final norm, cls first, computed in float32.
+    """
+
+    images: Float32[np.ndarray, "b height width 3"]
+    tokens: Float32[np.ndarray, "b t d"]
+
+
+def make_examples(
+    cfg: Config,
+    params: dict[str, Any],
+    grid: tuple[int, int],
+    pos_embed: Float32[np.ndarray, "1 t d"],
+) -> Examples:
+    """Returns images of a grid's size and the answers of the encoder in JAX.
+
+    On the grid of `cfg` the encoder has its own positions; on another one, which it
+    was not built for, it is given `pos_embed`.
+    """
+    if grid != cfg.grid:
+        cfg, patch = copy.deepcopy(cfg), cfg.encoder.patch_size
+        cfg.data.height, cfg.data.width = grid[0] * patch, grid[1] * patch
+        cfg.encoder.learned_positions = True
+        params = params | {"pos_embed": pos_embed}
+    images = _images(cfg)
+    with jax.default_matmul_precision("highest"):
+        patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
+        arrays = jax.tree.map(jnp.asarray, params)
+        tokens = personmae.encode(cfg, arrays, patches).tokens
+    return Examples(images, np.array(tokens))
+
+
+def verify(
+    layout: layouts.Layout,
+    path: pathlib.Path,
+    cfg: Config,
+    examples: Examples,
+) -> str:
+    """Reads a file back and runs it in plain PyTorch; returns what came out.
+
+    Raises:
+      RunError: It cannot be read, or a value of a token differs by over `TOLERANCE`.
+    """
+    from personmae_jax.pytorch import vit
+
+    try:
+        tensors = layout.read(path)
+        tokens = vit.encode(cfg.encoder, tensors, examples.images)
+    except Exception as e:  # torch and safetensors raise whatever they meet
+        raise RunError(
+            f"the file that was written cannot be read back ({first_line(e)}); it was "
+            "removed, please report this"
+        ) from e
+    differences = np.abs(tokens - examples.tokens)
+    noise, real = differences[:NUM_NOISE].max(), differences[NUM_NOISE:].max()
+    if not max(noise, real) <= TOLERANCE:  # NaN is not
+        raise RunError(
+            f"in PyTorch the file gives other tokens than the checkpoint in JAX (by "
+            f"{noise:.1e} on noise, {real:.1e} on drawn pedestrians; at most "
+            f"{TOLERANCE:.0e} is right); it was removed, please report this"
+        )
+    return (
+        f"Verified: read back and run in plain PyTorch, every token after the final "
+        f"norm is within {noise:.1e} (noise) and {real:.1e} (drawn pedestrians) of "
+        "JAX's, in float32."
+    )
+
+
+def verify_without_torch(
+    layout: layouts.Layout, path: pathlib.Path, tensors: dict[str, np.ndarray]
+) -> str:
+    """Reads a file back; says that nothing more could be done.
+
+    Raises:
+      RunError: It does not hold exactly `tensors`.
+    """
+    found = layout.read(path)
+    if found.keys() != tensors.keys() or not all(
+        np.array_equal(found[name], tensors[name]) for name in tensors
+    ):
+        raise RunError("the file that was written reads back otherwise; try again")
+    return (
+        "NOT verified: it holds the checkpoint's numbers, but without torch it could "
+        "not be run; pip install -r requirements-torch.txt and export again to know."
+    )
+
+
+def _images(cfg: Config) -> Float32[np.ndarray, "b height width 3"]:
+    size = (cfg.data.height, cfg.data.width, 3)
+    noise = np.random.default_rng(0).standard_normal((NUM_NOISE, *size), np.float32)
+    drawn = np.empty((NUM_PEDESTRIANS, *size), np.uint8)
+    for identity, out in enumerate(drawn):
+        image = draw_pedestrian(0, identity, camera=identity, shot=0)
+        crop_resize(image, Box(0, 0, *image.shape[:2]), out)
+    images = pixels.normalise(jnp.asarray(drawn), cfg.data.mean, cfg.data.std)
+    return np.concatenate([noise, np.array(images)])

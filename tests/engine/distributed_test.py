@@ -1,0 +1,160 @@
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from personmae_jax.engine import distributed
+from personmae_jax.errors import ConfigError
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+LOOP = """
+import ast
+import sys
+from etils import epath
+import jax
+from personmae_jax import distributed
+from personmae_jax.checkpoint import Checkpoints
+
+distributed.initialize(*ast.literal_eval(sys.argv[2]))
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+state = {"x": jax.jit(lambda: jax.numpy.zeros(3), out_shardings=everywhere)()}
+with Checkpoints(epath.Path(sys.argv[1]), keep=1, config={}) as checkpoints:
+    for step in range(1, 10**9):
+        state = jax.tree.map(lambda x: x + 1, state)
+        if step == 3:
+            ports = [holder.getsockname()[1] for holder in distributed._reserved]
+            print("ready", *ports or "-", flush=True)
+        if checkpoints.reached_preemption(step):
+            checkpoints.save(step, state)
+            break
+print("saved", step)
+sys.exit(75)
+"""
+
+# A main thread that is busy outside Python, as in a long compilation.
+BUSY = """
+import ctypes
+from personmae_jax import distributed
+distributed.initialize()
+print("ready -", flush=True)
+mutex = ctypes.create_string_buffer(64)
+ctypes.CDLL(None).pthread_mutex_lock(mutex)
+ctypes.CDLL(None).pthread_mutex_lock(mutex)  # for ever; signals do not end it
+"""
+
+
+@contextlib.contextmanager
+def start(code: str, *arguments: object, **environment: object):
+    """Runs `code` in a process of its own, for as long as the context lasts."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+        | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_ready(process: subprocess.Popen) -> str:
+    """The coordinator's port that it prints."""
+    for line in process.stdout:  # Gloo prints lines of its own
+        if line.startswith("ready"):
+            return line.split()[1]
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_the_first_ctrl_c_save_at_a_step_and_exit_75(tmp_path, number):
+    with start(LOOP, tmp_path, ()) as process:
+        wait_until_ready(process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    step = output.split()[-1]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [step]
+
+
+@pytest.mark.slow
+def test_the_second_ctrl_c_leaves_at_once_whatever_the_main_thread_does():
+    with start(BUSY) as process:
+        wait_until_ready(process)
+        process.send_signal(signal.SIGINT)
+        while "press Ctrl-C again" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_use_ports_of_their_own(tmp_path):
+    with start(LOOP, tmp_path / "a", ()) as a, start(LOOP, tmp_path / "b", ()) as b:
+        assert wait_until_ready(a) != wait_until_ready(b)
+        a.send_signal(signal.SIGTERM)
+        assert a.wait(timeout=60) == 75
+        assert b.poll() is None  # it was not told
+        b.send_signal(signal.SIGTERM)
+        assert b.wait(timeout=60) == 75
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_one_of_two_hosts_stops_both_at_the_same_step(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        start(LOOP, tmp_path, (address, 2, 0)) as first,
+        start(LOOP, tmp_path, (address, 2, 1)) as second,
+    ):
+        wait_until_ready(first)
+        wait_until_ready(second)
+        second.send_signal(signal.SIGTERM)
+        outputs = [p.communicate(timeout=60)[0] for p in (first, second)]
+    assert [first.returncode, second.returncode] == [75, 75]
+    steps = {output.split()[-1] for output in outputs}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == steps
+    assert len(steps) == 1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None), (None, None, 0)]
+)
+def test_half_a_description_of_the_cluster_is_refused(given):
+    with pytest.raises(ConfigError, match="make no cluster; give all three, or none"):
+        distributed.initialize(*given)
+
+
+@pytest.mark.parametrize("process_id", [-1, 2])
+def test_a_process_that_is_not_among_them_is_refused(process_id):
+    with pytest.raises(ConfigError, match=r"is not in 0 \.\. 1"):
+        distributed.initialize("a:1", 2, process_id)
+
+
+def test_a_reserved_port_is_given_to_no_other_run(monkeypatch):
+    monkeypatch.setattr(distributed, "_reserved", [])
+    ports = [distributed._reserve_port() for _ in range(500)]
+    assert len(set(ports)) == 500
+    with socket.socket() as other:  # gRPC's own can still listen there
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", ports[0]))
+        other.listen()
+    for holder in distributed._reserved:
+        holder.close()

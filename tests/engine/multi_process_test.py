@@ -1,0 +1,205 @@
+"""Runs of one and of two processes, as `launch/pretrain.py` starts on two hosts."""
+
+import pathlib
+import shutil
+import signal
+import time
+
+import pytest
+from hosts import environment_of_hosts, start_hosts, with_devices
+from launch_test import TINY, command, pretrain, rows, wait_for_step
+
+from personmae_jax.config import Config
+from personmae_jax.data.pipeline import PretrainBatches
+from personmae_jax.data.records import FolderRecords
+from personmae_jax.synthetic import pedestrian
+
+# 6 batches of 8 are one epoch of 48 images: none is met twice.
+NUM_IMAGES = 48
+SETTINGS = (
+    *TINY,
+    "--config.encoder.width=64",  # the MLP's matrices are just large enough to split
+    "--config.train.steps=6",
+    "--config.checkpoint.every_steps=3",
+    "--config.data.source=folder",
+    "--config.data.max_bad_fraction=0.1",
+    "--config.eval.every_steps=3",
+    "--config.eval.identities=8",
+)
+LOSSES = ("loss", "pixel_loss", "feature_loss", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    return environment_of_hosts(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> tuple[str, str]:
+    """The argument that names a folder, and its bad image, which only host 1 meets."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(NUM_IMAGES):
+        (folder / f"{i}.jpg").write_bytes(pedestrian.encode_pedestrian(0, i, 0, 0))
+    records, cfg = FolderRecords(str(folder)), Config()
+    # Row 1 of the first batch is the first row of host 1.
+    bad = records.name(PretrainBatches(records, cfg).example(1).record)
+    (folder / bad).write_bytes(b"no picture")
+    return f"--config.data.path={folder}", bad
+
+
+def two_processes(workdir, *settings: str, env: dict, num_devices: int):
+    """Two processes of one run with so many devices each; killed when left."""
+    return start_hosts(command(workdir, *settings), 2, with_devices(env, num_devices))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, images, env) -> pathlib.Path:
+    """The workdir of one process with one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    process = pretrain(workdir, *SETTINGS, images[0], env=with_devices(env, 1))
+    assert process.returncode == 0, process.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, images, env) -> dict[int, tuple[pathlib.Path, list[str]]]:
+    """By fsdp: the workdir of two processes of two devices each, and what each said."""
+    runs = {}
+    for fsdp in (1, 2, 4):
+        workdir = tmp_path_factory.mktemp("two") / "run"
+        settings = (*SETTINGS, images[0], f"--config.mesh.fsdp={fsdp}")
+        with two_processes(workdir, *settings, env=env, num_devices=2) as processes:
+            said = [process.communicate(timeout=300)[1] for process in processes]
+        assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
+        runs[fsdp] = workdir, said
+    return runs
+
+
+@pytest.fixture
+def saved_by_two(tmp_path, two) -> pathlib.Path:
+    """A copy of what two processes have saved at step 3, split over two devices."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two[2][0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    return workdir
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    return [row[name] for row in rows(workdir)[1:] for name in LOSSES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_two_processes_train_as_one_whatever_the_mesh(one, two, fsdp):
+    # The sum over the batch is split in another place: float32 rounding.
+    assert losses(two[fsdp][0]) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_two_processes_score_a_retrieval_as_one(one, two, fsdp):
+    scores, alone = rows(two[fsdp][0])[0], rows(one)[0]
+    assert scores["retrieval_mAP"] > 0
+    # Rounding may swap two neighbours of a ranking.
+    assert scores == pytest.approx(alone, abs=0.02)
+
+
+@pytest.mark.slow
+def test_four_devices_of_one_process_train_as_one(tmp_path, images, env, one):
+    process = pretrain(tmp_path, *SETTINGS, images[0], env=with_devices(env, 4))
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_process_of_two_writes(two):
+    workdir, _ = two[2]
+    assert [row["step"] for row in rows(workdir)] == [0, 1, 2, 3, 4, 5, 6]
+    assert [file.name for file in (workdir / "pictures").iterdir()] == ["6.png"]
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    steps = {folder.name for folder in (workdir / "checkpoints").iterdir()}
+    assert steps == {"0", "3", "6"}
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_another_host_is_counted(images, two):
+    workdir, said = two[2]
+    assert [row["bad_images"] for row in rows(workdir)[1:]] == [1, 0, 0, 0, 0, 0]
+    warning = f"replaced a bad image: {images[1]}"
+    assert [warning in stderr for stderr in said] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_devices", "fsdp"), [(1, 1), (8, 4)], ids=["1x1", "1x8"])
+def test_one_process_resumes_what_two_have_saved(
+    saved_by_two, images, env, one, num_devices, fsdp
+):
+    process = pretrain(
+        saved_by_two,
+        *SETTINGS,
+        images[0],
+        f"--config.mesh.fsdp={fsdp}",
+        env=with_devices(env, num_devices),
+    )
+    assert process.returncode == 0, process.stderr
+    assert "from step 3 to step 6" in process.stdout
+    assert losses(saved_by_two) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_twice_as_many_devices_resume_what_four_have_saved(
+    saved_by_two, images, env, one
+):
+    settings = (*SETTINGS, images[0], "--config.mesh.fsdp=4")
+    with two_processes(saved_by_two, *settings, env=env, num_devices=4) as processes:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert losses(saved_by_two) == pytest.approx(losses(one), rel=1e-5)
+
+
+LONG = (
+    "--config.train.steps=100000",
+    "--config.log.every_steps=1",
+    "--config.checkpoint.every_steps=100000",
+    "--config.eval.every_steps=0",
+)
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_one_process_makes_both_save_the_same_step(tmp_path, images, env):
+    settings = (*SETTINGS, *LONG, images[0], "--config.mesh.fsdp=2")
+    with two_processes(tmp_path, *settings, env=env, num_devices=2) as processes:
+        wait_for_step(processes[0], tmp_path, 3)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], "\n".join(said)
+    last = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
+    assert rows(tmp_path)[-1]["step"] == last
+
+
+@pytest.mark.slow
+def test_the_workdir_of_another_run_is_refused_without_waiting(tmp_path, images, env):
+    pretrain(tmp_path, *SETTINGS, images[0], "--config.train.steps=1", env=env)
+    settings = (*SETTINGS, images[0], "--config.train.steps=1", "--config.train.seed=7")
+    with two_processes(tmp_path, *settings, env=env, num_devices=1) as processes:
+        stderr = processes[0].communicate(timeout=90)[1]
+        processes[1].wait(timeout=60)
+    assert processes[0].returncode == 2
+    assert "config.train.seed: 0 there, 7 here" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_with_an_error(
+    tmp_path, images, env, victim
+):
+    settings = (*SETTINGS, *LONG, images[0], "--config.mesh.fsdp=2")
+    with two_processes(tmp_path, *settings, env=env, num_devices=2) as processes:
+        wait_for_step(processes[0], tmp_path, 3)
+        processes[victim].kill()
+        began = time.monotonic()
+        _, stderr = processes[1 - victim].communicate(timeout=200)
+    assert time.monotonic() - began < 150  # jax's heartbeats find it after 100 s
+    # 1 by our sentence; jax's own service aborts where it is the first to notice.
+    assert processes[1 - victim].returncode in (1, -signal.SIGABRT)
+    assert "has died or cannot be reached" in stderr or "another task died" in stderr

@@ -1,0 +1,263 @@
+"""What a report says of a run that is not here, and of one that is."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from tiny import tiny_config
+
+from personmae_jax.config import Config
+from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.preflight import chips, estimate
+from personmae_jax.preflight.model_flops import model_flops_per_image
+from personmae_jax.preflight.text import describe
+from personmae_jax.trees import named_leaves
+
+ROOT = pathlib.Path(__file__).parents[2]
+KEYS = {
+    "share_of_peak",
+    "images_per_second_per_chip",
+    "hbm_bytes",
+    "hbm_limit_bytes",
+    "fits",
+    "model_flops_per_image",
+    "estimated_cycles",
+    "collectives",
+}
+
+
+def command(*arguments: str, **env: str) -> subprocess.CompletedProcess:
+    """Runs launch/preflight.py without the shortcuts that conftest takes."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
+    return subprocess.run(
+        [sys.executable, "launch/preflight.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+
+
+def build(cfg: Config, devices=None):
+    return estimate._build(cfg, devices or jax.devices(), 1000)
+
+
+class Compiled(jax.stages.Compiled):
+    """A compiled step of given size, in bytes."""
+
+    def __init__(self, temporary: int, arguments: int):
+        self.temp_size_in_bytes = temporary
+        self.argument_size_in_bytes = arguments
+        self.output_size_in_bytes = 50
+        self.alias_size_in_bytes = 40
+        self.generated_code_size_in_bytes = 7
+
+    def memory_analysis(self):
+        return self
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_memory_is_told_by_kind_for_one_chip(fsdp):
+    cfg = tiny_config()
+    cfg.encoder.width, cfg.mesh.fsdp = 128, fsdp
+    experiment = build(cfg, jax.devices()[:2])
+    state = experiment.init_state()
+
+    def held(tree) -> int:
+        shards = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree)]
+        return sum(shard.nbytes for shard in shards)
+
+    arguments = held(state) + estimate._bytes_per_chip(experiment.abstract_batch)
+    report = estimate._memory(experiment, 10**9, Compiled(1000, arguments), 8)
+    memory = report["memory"]
+    assert memory["parameters"] == held(state.params)
+    assert memory["optimizer"] == held(state.opt_state)
+    assert memory["teacher"] == held((state.teacher_params, state.target_mean))
+    a_image = 2 * 16 * 8 * 3 + 4 * 4 + 4 * 4  # two regions, visible, geometry
+    assert memory["batch"] == 4 * a_image
+    assert memory["activations"] == 1000
+    whole = sum(leaf.nbytes for leaf in named_leaves(state.params).values())
+    assert (memory["parameters"] < whole) == (fsdp == 2)
+    # What the compiler counts: arguments, an output that is none, code, temporary.
+    assert report["hbm_bytes"] == held(state) + memory["batch"] + 10 + 7 + 1000
+    assert report["hbm_bytes"] == sum(memory.values())
+
+
+def test_the_largest_batch_fills_what_the_state_leaves():
+    cfg = tiny_config()
+    experiment = build(cfg, jax.devices()[:2])
+    a_chip = estimate._bytes_per_chip(experiment.abstract_state)
+    batch = estimate._bytes_per_chip(experiment.abstract_batch)
+    compiled = Compiled(9 * batch, a_chip + batch)  # ten batches grow with 8 images
+    limit = a_chip + 17 + 25 * batch
+    report = estimate._memory(experiment, limit, compiled, 8)
+    assert report["fits"]
+    assert report["largest_batch_size"] == 20
+    exact = estimate._memory(experiment, report["hbm_bytes"], compiled, 8)
+    assert exact["fits"]
+    assert exact["largest_batch_size"] == 8
+    less = estimate._memory(experiment, report["hbm_bytes"] - 1, compiled, 8)
+    assert not less["fits"]
+    assert less["largest_batch_size"] == 6
+
+
+def refuse_above(
+    monkeypatch, batch_size: int, message="RESOURCE_EXHAUSTED: ..."
+) -> list:
+    """Makes compiling fail for larger batches; returns the sizes that were tried."""
+    tried = []
+
+    def compile_step(experiment):
+        tried.append(experiment.abstract_batch["region_a"].shape[0])
+        if tried[-1] > batch_size:
+            raise jax.errors.JaxRuntimeError(message)
+        held = estimate._bytes_per_chip(
+            (experiment.abstract_state, experiment.abstract_batch)
+        )
+        return Compiled(1000 * tried[-1], held)
+
+    monkeypatch.setattr(estimate, "_compile", compile_step)
+    monkeypatch.setattr(
+        estimate, "absent_devices", lambda _: (chips.CHIPS["v5e"], jax.devices()[:2])
+    )
+    return tried
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_one_does(monkeypatch):
+    tried = refuse_above(monkeypatch, 13)
+    cfg = tiny_config()
+    cfg.train.batch_size = 44
+    report = estimate.estimate(cfg, "v5e:1x2")
+    assert tried == [44, 22, 10]
+    assert report["fits"] is False
+    assert report["batch_size"] == 44
+    assert report["memory"]["activations"] == 44 * 1000
+    assert report.keys() >= KEYS
+    assert report["estimated_cycles"] is report["share_of_peak"] is None
+    assert "does NOT fit" in describe(report)
+    json.dumps(report)
+
+
+def test_a_state_that_does_not_fit_is_said(monkeypatch):
+    refuse_above(monkeypatch, 0)
+    report = estimate.estimate(tiny_config(), "v5e:1x2")
+    assert report["fits"] is False
+    assert report["largest_batch_size"] == 0
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    refuse_above(monkeypatch, 0, "INTERNAL: a bug")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        estimate.estimate(tiny_config(), "v5e:1x2")
+
+
+def test_speed_days_and_share_follow_from_the_seconds_of_a_step():
+    cfg = tiny_config()
+    experiment = build(cfg, jax.devices()[:4])
+    speed = estimate._speed(experiment, 0.25, chips.CHIPS["v4"])
+    assert speed["images_per_second_per_chip"] == 8
+    assert speed["share_of_peak"] == pytest.approx(
+        8 * model_flops_per_image(cfg) / 275e12
+    )
+    assert speed["days"] == pytest.approx(20 * 0.25 / 86400)
+    assert speed["chip_hours"] == pytest.approx(4 * 20 * 0.25 / 3600)
+
+
+def test_the_length_of_the_run_is_that_of_luperson_unless_said():
+    cfg = Config()
+    cfg.train.epochs = 300
+    report = estimate._describe_run(
+        estimate._build(cfg, jax.devices(), estimate.LUPERSON), "v5e:2x4"
+    )
+    assert report["num_steps"] == 306_170
+    assert report["batch_size_per_chip"] == 512
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5e", "v5e:4x4"),
+        ("v9:2x2", "one of v4, v5e, v5p, v6e"),
+        ("v5e:0x4", "a shape in chips"),
+        ("v5e:4x4x", "a shape in chips"),
+        ("v5e:1000x1000", "1,000,000 chips"),
+    ],
+)
+def test_a_topology_that_does_not_exist_is_refused(topology, words):
+    with pytest.raises(ConfigError, match=words):
+        chips.absent_devices(topology)
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RunError, match="pip install libtpu=="):
+        chips.absent_devices("v5e:4x4")
+
+
+def test_measuring_here_runs_the_step_and_needs_no_data(tmp_path):
+    cfg = tiny_config()
+    cfg.data.source = "tfds"
+    file = tmp_path / "step.txt"
+    report = estimate.measure(cfg, dump_hlo=str(file))
+    assert "ENTRY" in file.read_text()
+    assert report.keys() >= KEYS
+    assert report["num_chips"] == jax.device_count()
+    rate = report["images_per_second_per_chip"]
+    assert rate * report["step_seconds"] * jax.device_count() == pytest.approx(8)
+    assert report["share_of_peak"] is report["hbm_limit_bytes"] is None
+    assert report["memory"]["activations"] > 0
+    assert "Measured here" in describe(report)
+    json.dumps(report)
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match="--dump-hlo=.* cannot be written"):
+        estimate.measure(tiny_config(), dump_hlo=str(tmp_path / "none" / "x"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--topology=v5e:2x2", "--device=here")])
+def test_the_command_wants_just_one_place(arguments):
+    done = command("--config=configs/vitb.py", *arguments)
+    assert done.returncode == 2
+    assert "--topology=v5e:4x4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_compiler_estimates_a_step_for_chips_that_are_not_here(tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install libtpu==0.0.52")
+    file = tmp_path / "step.txt"
+    done = command(
+        "--config=configs/vits.py",
+        "--topology=v5e:2x2",
+        "--json",
+        f"--dump-hlo={file}",
+        "--config.encoder.width=48",
+        "--config.encoder.depth=2",
+        "--config.pixel_predictor.width=48",
+        "--config.pixel_predictor.depth=1",
+        "--config.feature_predictor.depth=1",
+        "--config.train.batch_size=32",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no measurement" in done.stdout
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report.keys() >= KEYS
+    assert report["num_chips"] == 4
+    assert report["fits"]
+    assert report["estimated_cycles"] >= report["compiler_cycles"] > 10**5
+    assert 0 < report["share_of_peak"] < 1
+    (all_reduce,) = report["collectives"]
+    assert all_reduce["kind"] == "all-reduce"
+    # Gradients are summed over the chips, in bfloat16 or float32.
+    parameters = report["memory"]["parameters"]
+    assert parameters / 2 <= all_reduce["bytes"] < 1.5 * parameters
+    assert '"estimated_cycles"' in file.read_text()

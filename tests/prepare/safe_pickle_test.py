@@ -1,0 +1,135 @@
+"""Promises about strangers' pickles: names are read, nothing is run or imported."""
+
+import builtins
+import os
+import pickle
+import pickletools
+import struct
+
+import numpy as np
+import pytest
+
+from personmae_jax.errors import ConfigError
+from personmae_jax.prepare.safe_pickle import load_pickle
+
+
+def _load(tmp_path, content: bytes):
+    (tmp_path / "keys.pkl").write_bytes(content)
+    return load_pickle(str(tmp_path / "keys.pkl"))
+
+
+class Calls:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function, *arguments):
+        self._call = function, arguments
+
+    def __reduce__(self):
+        return self._call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["00_01_0002_00000003", "Ü.jpg"],
+        {"keys": ["a", "b"], "pids": [1, -2], "vids": ["v", b"w"], "scores": [0.5]},
+        [b"bytes", 2**70, True, None, ("tuple", 1.5)],
+        {"pids": np.arange(5, dtype=np.int32), "f": np.ones((2, 3), np.float16, "F")},
+        {"keys": np.array(["a", "bcd"]), "raw": np.array([b"x", b"yz"])},
+        {"big": np.arange(3, dtype=">u2"), "pid": np.int64(7), "none": np.zeros(0)},
+        [np.str_("numpy's"), np.float32(0.25)],
+        [],
+    ],
+    ids=repr,
+)
+def test_lists_dicts_strings_numbers_and_arrays_of_them_are_read(
+    tmp_path, value, protocol
+):
+    np.testing.assert_equal(_load(tmp_path, pickle.dumps(value, protocol)), value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    ("function", "argument", "name"),
+    [
+        (os.system, "touch {mark}", "system"),
+        (builtins.eval, "open('{mark}', 'w')", r"_*builtins?_*\.eval"),
+        (builtins.exec, "open('{mark}', 'w')", r"exec"),
+        (builtins.getattr, "x", "getattr"),
+        (np.load, "x", r"numpy(\.\w+)*\.load"),
+    ],
+)
+def test_a_hostile_pickle_is_refused_with_its_name_and_does_not_run(
+    tmp_path, function, argument, name, protocol
+):
+    mark = tmp_path / "mark"
+    nested = [{"keys": [Calls(function, argument.format(mark=mark))]}]
+    with pytest.raises(ConfigError, match=rf"keys\.pkl: it names .*{name}; only lists"):
+        _load(tmp_path, pickle.dumps(nested, protocol))
+    assert not mark.exists()
+
+
+def test_dotted_names_below_an_admitted_module_are_refused(tmp_path):
+    dotted = b"\x80\x04\x8c\x05numpy\x8c\x1ccore.multiarray._reconstruct\x93."
+    with pytest.raises(ConfigError, match="it names numpy.core"):
+        _load(tmp_path, dotted)
+    inside = b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__reduce_ex\x93."
+    with pytest.raises(ConfigError, match="it names numpy.ndarray.__reduce_ex"):
+        _load(tmp_path, inside)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, frozenset(), bytearray(b"x"), 1j, range(3), object(), Calls],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_other_object_is_refused(tmp_path, value):
+    if isinstance(value, bytearray):
+        return  # a string of bytes as good as any
+    with pytest.raises(ConfigError, match="only lists, dicts"):
+        _load(tmp_path, pickle.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array(["a", None], object), np.zeros(2, "i4,i4"), np.datetime64("2020", "s")],
+    ids=["objects", "records", "times"],
+)
+def test_arrays_of_anything_else_are_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match="it holds a numpy array of"):
+        _load(tmp_path, pickle.dumps(value))
+
+
+def test_absurd_sizes_and_depths_end_in_a_sentence_not_in_memory(tmp_path):
+    zeros = pickle.dumps(np.zeros(1, np.uint8), 4)
+    hostile = {
+        "huge bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
+        "huge number": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
+        "huge array": zeros.replace(b"K\x01\x85", b"J\xff\xff\xff\x7f\x85"),
+        "cut short": pickle.dumps(["name"] * 9)[:-3],
+        "not a pickle": b"names\n",
+        "unset": b"\x80\x02h\x05.",
+        "state of a list": b"\x80\x02]K\x01b.",
+        "call of a string": b"\x80\x02X\x01\0\0\0xK\x01\x85R.",
+        "persistent": b"\x80\x02K\x01Q.",
+        "instance": b"(ios\nsystem\n.",
+        "extension": b"\x80\x02\x82\x01.",
+    }
+    for what, content in hostile.items():
+        with pytest.raises(ConfigError, match=r"keys\.pkl"):
+            pytest.fail(f"{what} gave {_load(tmp_path, content)!r}"[:200])
+    # These two name sizes that nothing needs to hold.
+    assert _load(tmp_path, b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"].") == []
+    assert _load(tmp_path, b"\x80\x02]r" + struct.pack("<I", 2**32 - 1) + b".") == []
+    deep = b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."
+    assert isinstance(_load(tmp_path, deep), list)
+
+
+def test_every_instruction_that_makes_objects_is_known_here():
+    """A later Python's new instruction must be looked at before it is admitted."""
+    from personmae_jax.prepare.safe_pickle import _Unpickler
+
+    known = {o.code.encode("latin1")[0] for o in pickletools.opcodes}
+    assert set(_Unpickler.dispatch) <= known
+    assert max(o.proto for o in pickletools.opcodes) == 5

@@ -1,0 +1,276 @@
+"""Promises about what is found at a path, whatever it is called."""
+
+import io
+import os
+import tarfile
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from image_files import (
+    jpeg,
+    members,
+    names,
+    write_folder,
+    write_lmdb,
+    write_tar,
+    write_zip,
+)
+
+from personmae_jax.errors import ConfigError
+from personmae_jax.prepare.listing import MemberError
+from personmae_jax.prepare.sources import find_sources, list_sources, open_reader
+
+LIMIT = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _new_readers():
+    open_reader.cache_clear()
+
+
+def read_all(*paths) -> dict[str, bytes]:
+    """Every member by name, in order; names must differ."""
+    found = {}
+    for listing in list_sources([str(path) for path in paths]):
+        reader = open_reader(listing.kind, listing.paths)
+        for number, name in enumerate(listing.names):
+            data = reader.read(name, listing.places[number], LIMIT)
+            assert name.decode() not in found
+            found[name.decode()] = data
+    open_reader.cache_clear()
+    return found
+
+
+def write_parts(path, data: bytes, count: int) -> list:
+    size = -(-len(data) // count)
+    parts = [path.with_name(f"{path.name}.{n + 1:03}") for n in range(count)]
+    for n, part in enumerate(parts):
+        part.write_bytes(data[n * size : (n + 1) * size])
+    return parts
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "stored", "tar", "tar.gz", "lmdb"])
+def test_each_form_is_told_by_its_content_and_read_bit_for_bit(tmp_path, form):
+    content, path = members(20), tmp_path / "named.misleadingly.txt"
+    if form == "folder":
+        write_folder(path, content)
+    elif form == "lmdb":
+        write_lmdb(path, content)
+    elif form in ("zip", "stored"):
+        write_zip(path, content, zipfile.ZIP_DEFLATED * (form == "zip"))
+    else:
+        write_tar(path, content, form == "tar.gz")
+    found = read_all(path)
+    assert found == content
+    assert [*found] == [*content]
+
+
+def test_several_archives_and_a_folder_of_archives_are_read_in_order(tmp_path):
+    content = members(30)
+    keys = [*content]
+    write_zip(tmp_path / "a.zip", {key: content[key] for key in keys[:10]})
+    write_tar(tmp_path / "b.tar.gz", {key: content[key] for key in keys[10:20]}, True)
+    write_lmdb(tmp_path / "c", {key: content[key] for key in keys[20:]})
+    (tmp_path / "notes.md").write_text("LUPerson, in three parts")
+    assert [*read_all(tmp_path).items()] == [*content.items()]
+    assert [*read_all(tmp_path / "c", tmp_path / "a.zip")] == keys[20:] + keys[:10]
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+def test_parts_of_a_cut_archive_are_one(tmp_path, form):
+    content, whole = members(20), tmp_path / f"whole.{form}"
+    if form == "zip":
+        write_zip(whole, content)
+    else:
+        write_tar(whole, content, form == "tar.gz")
+    parts = write_parts(whole, whole.read_bytes(), 3)
+    whole.unlink()
+    for given in ([parts[0]], [parts[2], parts[0]], parts, [tmp_path]):
+        assert read_all(*given) == content
+    parts[1].unlink()
+    with pytest.raises(ConfigError, match=r"parts \.001, \.003 are there; all are"):
+        read_all(parts[0])
+
+
+def test_a_spanned_zip_is_refused_with_how_to_join_it(tmp_path):
+    data = bytearray(write_zip(tmp_path / "a.zip", members(3)).read_bytes())
+    end = data.rfind(b"PK\x05\x06")
+    data[end + 4 : end + 8] = b"\x02\0\x02\0"  # number of this disk, of the first
+    (tmp_path / "a.zip").write_bytes(data)
+    (tmp_path / "a.z01").write_bytes(b"PK\x07\x08" + bytes(data[:100]))
+    with pytest.raises(ConfigError, match=r"zip -s 0 a\.zip --out whole\.zip"):
+        read_all(tmp_path / "a.zip")
+    with pytest.raises(ConfigError, match=r"zip -s 0 NAME\.zip --out whole\.zip"):
+        read_all(tmp_path / "a.z01")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_names_in_archives_are_never_paths(tmp_path, form):
+    (tmp_path / "secret.jpg").write_bytes(jpeg(99))
+    content = {
+        "../secret.jpg": jpeg(0),
+        str(tmp_path / "secret.jpg"): jpeg(1),
+        "a/../../b.jpg": jpeg(2),
+    }
+    path = (write_zip if form == "zip" else write_tar)(tmp_path / "a", content)
+    before = sorted(os.listdir(tmp_path))
+    assert read_all(path) == content
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_links_in_a_tar_are_left_out_and_told(tmp_path, caplog):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo("link.jpg")
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+    assert read_all(tmp_path / "a.tar") == {"a.jpg": b"abc"}
+    assert "left out 2 links" in caplog.text
+
+
+def _reading(path) -> MemberError:
+    listing = list_sources([str(path)])[0]
+    reader = open_reader(listing.kind, listing.paths)
+    with pytest.raises(MemberError) as error:
+        reader.read(listing.names[0], listing.places[0], LIMIT)
+    return error.value
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "lmdb", "folder"])
+def test_a_huge_member_is_not_read(tmp_path, form):
+    content = {"a.jpg": bytes(LIMIT + 1)}
+    write = dict(zip=write_zip, tar=write_tar, lmdb=write_lmdb, folder=write_folder)
+    path = write[form](tmp_path / "source", content)
+    assert "more than 1048576 bytes" in str(_reading(path))
+
+
+def test_a_bomb_that_lies_about_its_size_is_cut_off(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": bytes(1 << 26)})
+    data = path.read_bytes().replace((1 << 26).to_bytes(4, "little"), b"\x10\0\0\0")
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        assert "damaged in the zip archive" in str(_reading(path))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+
+
+def test_encrypted_and_strangely_compressed_members_are_told(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0)}, zipfile.ZIP_BZIP2)
+    assert "zip method 12" in str(_reading(path))
+    data = bytearray(path.read_bytes())
+    data[data.find(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    open_reader.cache_clear()
+    assert "encrypted" in str(_reading(path))
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+def test_damaged_archives_end_in_one_sentence(tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    if form == "zip":
+        write_zip(path, members(9))
+    else:
+        write_tar(path, members(9), form == "tar.gz")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    path.write_bytes(whole[: len(whole) // 3 + 99])
+    with pytest.raises(ConfigError, match=r"archive"):
+        read_all(path)
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 3):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        open_reader.cache_clear()
+        try:  # nothing but these two, and in the worst case a wrong name
+            listing = list_sources([str(path)])[0]
+            reader = open_reader(listing.kind, listing.paths)
+            for number, name in enumerate(listing.names):
+                try:
+                    reader.read(name, listing.places[number], LIMIT)
+                except (MemberError, OSError):
+                    pass
+        except ConfigError:
+            pass
+
+
+def test_a_tar_without_its_end_is_read_and_told(tmp_path, caplog):
+    content = members(2)
+    path = write_tar(tmp_path / "a.tar", content)
+    assert read_all(path) == content
+    assert "cut short" not in caplog.text
+    path.write_bytes(path.read_bytes().rstrip(b"\0").ljust(4096, b"\0"))
+    assert read_all(path) == content
+    assert "has no end: it may be cut short" in caplog.text
+
+
+def test_a_tar_with_a_negative_size_does_not_go_round_for_ever(tmp_path):
+    member = tarfile.TarInfo("a.jpg")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 11 + b"\x00"  # base 256: -256
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(10240))
+    with pytest.raises(ConfigError, match="damaged tar archive"):
+        read_all(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("where", ["beside", "above"])
+def test_keys_pkl_gives_order_identities_and_videos(tmp_path, where):
+    content = {name: jpeg(n) for n, name in enumerate(names(9))}
+    keys = [*content][::-2]
+    about = {"keys": keys, "pids": [*range(5)], "vids": [f"v{n}" for n in range(5)]}
+    path = write_lmdb(tmp_path / "lmdb", content, about)
+    if where == "above":
+        (path / "keys.pkl").rename(tmp_path / "keys.pkl")
+    listing = list_sources([str(path)])[0]
+    assert [name.decode() for name in listing.names] == keys
+    assert [*listing.identities] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [*listing.videos] == [b"v0", b"v1", b"v2", b"v3", b"v4"]
+    assert read_all(tmp_path) == {key: content[key] for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"pids": [1]}, "a dict without `keys`"),
+        ({"keys": ["a", "b"], "pids": [1]}, "`pids` has 1 values for 2 keys"),
+        ({"keys": ["a", 0.5]}, "`keys` holds a float"),
+        ("name", "`keys` is a str"),
+        ({"keys": [print]}, r"it names _*builtins?_*\.print"),
+    ],
+)
+def test_a_wrong_keys_pkl_is_refused_with_what_is_wrong(tmp_path, keys, words):
+    path = write_lmdb(tmp_path / "lmdb", {"a": jpeg(0)}, keys)
+    with pytest.raises(ConfigError, match=rf"keys\.pkl.*{words}"):
+        list_sources([str(path)])
+
+
+def test_a_key_that_is_not_there_is_one_bad_member(tmp_path):
+    path = write_lmdb(tmp_path / "lmdb", {"a": jpeg(0)}, ["b", "a", ""])
+    assert "not in the database" in str(_reading(path))
+
+
+def test_what_is_nothing_known_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 1000)
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        ("a.txt", "neither a folder, a zip"),
+        ("missing", "there is nothing"),
+        ("empty", "holds no images"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            list_sources([str(tmp_path / name)])
+
+
+def test_a_folder_of_images_is_one_source_even_beside_archives(tmp_path):
+    write_folder(tmp_path / "a", {"b/1.jpg": jpeg(0), "README": b"text"})
+    write_zip(tmp_path / "a" / "c.zip", members(2))
+    assert find_sources([str(tmp_path / "a")]) == [("folder", (str(tmp_path / "a"),))]

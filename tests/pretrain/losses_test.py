@@ -1,0 +1,175 @@
+"""Targets and losses against PyTorch's numbers and against hand-computed ones."""
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from personmae_jax import pixels
+from personmae_jax.config import DataConfig
+from personmae_jax.models.personmae import layer_norm
+from personmae_jax.pixels import patchify
+from personmae_jax.pretrain import losses
+
+MEAN, STD = DataConfig().mean, DataConfig().std
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion():
+    """No loss may mix dtypes unseen."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return goldens.load("personmae")
+
+
+def tokens(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_normalise_takes_imagenets_statistics_off_each_channel():
+    values = jnp.array([[0, 128, 255], [255, 0, 1]], jnp.uint8)
+    expected = (np.array(values) / 255 - MEAN) / STD
+    np.testing.assert_allclose(
+        pixels.normalise(values, MEAN, STD), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_normalising_patches_is_normalising_images():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 4, 3), np.uint8)
+    whole = pixels.normalise(jnp.asarray(images), MEAN, STD)
+    patches = pixels.normalise(jnp.asarray(patchify(images, 2)), MEAN, STD)
+    np.testing.assert_array_equal(patches, patchify(whole, 2))
+
+
+def test_denormalise_gives_every_pixel_value_back():
+    values = jnp.arange(256, dtype=jnp.uint8)[:, None] * jnp.ones((1, 6), jnp.uint8)
+    back = pixels.denormalise(pixels.normalise(values, MEAN, STD), MEAN, STD)
+    np.testing.assert_array_equal(back, values)
+    extremes = pixels.denormalise(jnp.array([[-9.0] * 3, [9.0] * 3]), MEAN, STD)
+    np.testing.assert_array_equal(extremes, [[0] * 3, [255] * 3])
+
+
+def test_pixel_target_is_maes(arrays):
+    patches = pixels.normalise(jnp.asarray(patchify(arrays["region_a"], 2)), MEAN, STD)
+    mean, std = losses.patch_moments(patches)
+    # Pixels of order 1 in float32, divided by a deviation of order 1.
+    np.testing.assert_allclose(
+        (patches - mean) / std, arrays["mae_target"], rtol=0, atol=2e-6
+    )
+
+
+def test_pixel_loss_is_maes_with_every_patch_counted(arrays):
+    patches = pixels.normalise(jnp.asarray(patchify(arrays["region_b"], 2)), MEAN, STD)
+    predicted = jnp.asarray(arrays["pixels"], jnp.float32)
+    np.testing.assert_allclose(
+        losses.pixel_loss(predicted, patches), arrays["pixel_loss"], rtol=1e-6
+    )
+
+
+def test_pixel_loss_of_a_perfect_prediction_is_zero():
+    patches = tokens(2, 3, 12)
+    mean, std = losses.patch_moments(patches)
+    assert losses.pixel_loss((patches - mean) / std, patches) == 0.0
+    assert losses.pixel_loss(patches, patches, "raw") == 0.0
+
+
+def test_raw_pixel_loss_is_the_mean_square_of_the_difference():
+    patches = tokens(2, 3, 12)
+    np.testing.assert_allclose(
+        losses.pixel_loss(patches + 0.5, patches, "raw"), 0.25, rtol=1e-6
+    )
+
+
+def test_a_patch_of_one_colour_has_target_zero_not_nan():
+    patches = jnp.full((1, 2, 12), 0.3)
+    # 12 equal float32 numbers: the mean rounds to 3e-8, over a deviation of 1e-3.
+    assert losses.pixel_loss(jnp.zeros((1, 2, 12)), patches) < 1e-8
+
+
+def test_feature_loss_is_the_mean_square_of_normalised_tokens(arrays):
+    predicted = jnp.asarray(arrays["features"], jnp.float32)
+    target = jnp.asarray(arrays["feature_target"], jnp.float32)
+    np.testing.assert_allclose(
+        losses.feature_loss(predicted, target), arrays["feature_loss"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["mse", "smooth_l1", "cosine"])
+def test_feature_loss_of_the_target_itself_is_zero(kind):
+    target = losses.feature_target(tokens(2, 3, 64), None)
+    assert abs(losses.feature_loss(5.0 * target + 2.0, target, kind)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    # Errors -2 and 2 in each channel: 4; |2| - 1/2; 1 - (-1).
+    [("mse", 4.0), ("smooth_l1", 1.5), ("cosine", 2.0)],
+)
+def test_feature_loss_of_the_opposite_by_hand(kind, expected):
+    target = jnp.tile(jnp.array([1.0, -1.0]), 8).reshape(1, 1, 16)
+    loss = losses.feature_loss(-3.0 * target, target, kind)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_smooth_l1_is_quadratic_below_one():
+    target = jnp.tile(jnp.array([1.0, -1.0]), 8).reshape(1, 1, 16)
+    near = 0.5 * target  # the prediction is normalised to +-1, hence off by 1/2
+    np.testing.assert_allclose(
+        losses.feature_loss(target, near, "smooth_l1"), 0.125, rtol=1e-5
+    )
+
+
+def test_feature_target_is_float32_whatever_the_teacher_computes_in():
+    target = losses.feature_target(tokens(2, 3, 8).astype(jnp.bfloat16), None)
+    assert target.dtype == jnp.float32
+
+
+def test_centring_takes_a_constant_vector_off_and_normalises_again():
+    constant = layer_norm(tokens(1, 1, 64, seed=1))
+    features = 10.0 * constant + tokens(4, 5, 64)
+    plain = losses.feature_target(features, None)
+    centre = jnp.mean(plain, axis=(0, 1))
+    centred = losses.feature_target(features, centre)
+    similarity = jnp.mean(plain * constant), jnp.mean(centred * constant)
+    assert similarity[0] > 0.98
+    assert abs(similarity[1]) < 0.05
+    np.testing.assert_allclose(jnp.std(centred, axis=-1), 1.0, rtol=1e-3)
+
+
+def test_a_teacher_that_says_the_same_of_every_image_has_std_zero():
+    target = jnp.tile(losses.feature_target(tokens(1, 5, 16), None), (4, 1, 1))
+    assert losses.target_statistics(target, jnp.float32(0.5))["teacher_std"] < 1e-6
+
+
+def test_teacher_std_by_hand():
+    # Two images, one position: channels (1, -1) and (-1, 1) have deviation 1 each.
+    target = jnp.array([[[1.0, -1.0]], [[-1.0, 1.0]]])
+    statistics = losses.target_statistics(target, jnp.float32(0.0))
+    np.testing.assert_allclose(statistics["teacher_std"], 1.0)
+
+
+def test_teacher_std_does_not_count_what_differs_between_positions():
+    target = jnp.tile(jnp.array([[[1.0, -1.0], [-1.0, 1.0]]]), (3, 1, 1))
+    statistics = losses.target_statistics(target, jnp.float32(0.0))
+    assert statistics["teacher_std"] == 0.0
+
+
+def test_a_learned_constant_explains_nothing_and_perfection_everything():
+    target = losses.feature_target(tokens(4, 5, 16), None)
+    constant = jnp.mean(target, axis=(0, 1), keepdims=True)
+    for guess, explained in ((constant, 0.0), (target, 1.0)):
+        mse = jnp.mean(jnp.square(target - guess))
+        statistics = losses.target_statistics(target, mse)
+        np.testing.assert_allclose(
+            statistics["feature_explained"], explained, atol=1e-6
+        )
+
+
+def test_a_collapsed_target_gives_finite_numbers():
+    statistics = losses.target_statistics(jnp.zeros((4, 5, 16)), jnp.float32(0.0))
+    assert all(np.isfinite(x) for x in statistics.values())
