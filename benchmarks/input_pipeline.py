@@ -43,9 +43,9 @@ import simplejpeg
 
 from personmae_jax.config import Config
 from personmae_jax.data import regions
-from personmae_jax.data.draws import Draws, Stream
 from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import Records, open_records
+from personmae_jax.data.rng import BatchRng, Stream
 
 _ROUNDS = 9
 _BATCHES = 32  # in one round, which starts the pipeline and the DataLoader anew
@@ -74,8 +74,8 @@ class Pictures:
         self.indices, self.encoded = zip(*jpegs, strict=True)
         self.records, self.cfg = records, cfg
         self.size = (cfg.data.width, cfg.data.height)
-        draws = Draws(cfg.train.seed, range(len(jpegs)))
-        self.numbers = draws.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        rng = BatchRng(cfg.train.seed, range(len(jpegs)))
+        self.numbers = rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
         self.regions = [
             self.draw(row, *simplejpeg.decode_jpeg_header(data)[:2])
             for row, data in enumerate(self.encoded)

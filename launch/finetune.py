@@ -3,7 +3,7 @@
 Example: python launch/finetune.py --config=configs/finetune_market1501.py
   --config.init.workdir=runs/vitb --config.data.path=Market-1501 --workdir=runs/market
 
-Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
+Start it again with the same command to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 

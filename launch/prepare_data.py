@@ -3,7 +3,7 @@
 Example: python launch/prepare_data.py --source LUPerson/lmdb --out data/luperson
   then --config.data.source=tfds --config.data.path=data/luperson
 
-Start it again with the same words to go on where it was stopped. Exit codes:
+Start it again with the same command to go on where it was stopped. Exit codes:
 0 finished, 1 failed, 2 wrong arguments, 75 interrupted.
 """
 

@@ -3,7 +3,7 @@
 Example: python launch/pretrain.py --config=configs/quickstart.py
   --workdir=runs/quickstart --config.train.steps=100
 
-Start it again with the same words to resume. Exit codes: 0 finished, 1 failed,
+Start it again with the same command to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.
 """
 

@@ -25,12 +25,12 @@ class EncoderConfig:
     num_heads: int = 12
     mlp_ratio: int = 4  # hidden width of the MLP over `width`; ViT
     patch_size: int = 16  # pixels; TransReID, HAP
-    # Positions are parameters that start as the sine-cosine codes, or as the table of
+    # Positions are parameters that start as the sine-cosine ones, or as the table of
     # config.init.torch_weights; for files whose table is another (DeiT, timm).
     learned_positions: bool = False
-    # Rows and columns of the grid in whose coordinates the fixed codes are taken; None:
+    # Rows and columns of the grid of the fixed position embeddings; None:
     # the input's own. Fine-tuning on another size keeps those of pretraining.
-    code_grid: tuple[int, int] | None = None
+    pos_embed_grid: tuple[int, int] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -251,9 +251,9 @@ class Config:
         return self.data.height // patch, self.data.width // patch
 
     @property
-    def code_grid(self) -> tuple[int, int]:
-        """Rows and columns in whose coordinates the fixed position codes are."""
-        return self.encoder.code_grid or self.grid
+    def pos_embed_grid(self) -> tuple[int, int]:
+        """Grid in whose coordinates the fixed position embeddings are taken."""
+        return self.encoder.pos_embed_grid or self.grid
 
     @property
     def num_patches(self) -> int:

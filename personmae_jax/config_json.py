@@ -12,6 +12,9 @@ from personmae_jax.errors import ConfigError
 
 Settings = Config | FinetuneConfig
 
+# Names that earlier versions wrote, and today's.
+_RENAMED = {"code_grid": "pos_embed_grid"}
+
 
 def config_to_json(cfg: Settings) -> str:
     """Text of `config.json`: sorted keys, two spaces, one newline at the end."""
@@ -87,6 +90,7 @@ def _restore(kind: Any, value: Any, name: str) -> Any:
 def _restore_fields(default: Any, value: dict[str, Any], name: str) -> Any:
     """The dataclass `default` with the fields that `value` has."""
     hints = typing.get_type_hints(type(default))
+    value = {_RENAMED.get(field, field): child for field, child in value.items()}
     unknown = sorted(value.keys() - hints.keys())
     if unknown:
         wrong = "; ".join(

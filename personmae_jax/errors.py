@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 class RunError(RuntimeError):
     """A failure of a run that had begun: exit code 1.
 
-    The message is one line that says what happened and how to mend it.
+    The message is one line that says what happened and how to fix it.
     """
 
 

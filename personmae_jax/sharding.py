@@ -63,7 +63,7 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
 
 
 @contextlib.contextmanager
-def tracing(mesh: Mesh) -> Iterator[None]:
+def mesh_context(mesh: Mesh) -> Iterator[None]:
     """What is traced inside knows the mesh: see `on_own_rows` and `is_on_tpu`."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield
@@ -82,7 +82,7 @@ def on_own_rows(fn: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def is_on_tpu() -> bool:
-    """Whether what is traced will run on TPU; False outside `tracing`."""
+    """Whether what is traced will run on TPU; False outside `mesh_context`."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device is not None and device.platform == "tpu"
 
@@ -113,7 +113,7 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
     Hosts' rows lie one after the other: row r of host p of n is global row
     p * (b / n) + r. A step's sums do not depend on that order; what it draws for
-    its rows it brings to them by `at_rows`.
+    its rows it brings to them by `stream_to_device_order`.
     """
     sharding = batch_sharding(mesh)
     # With several processes jax does not count this call as an explicit transfer.
@@ -123,7 +123,9 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
         )
 
 
-def at_rows(values: Shaped[Array, "*lead b"]) -> Shaped[Array, "*lead b"]:
+def stream_to_device_order(
+    values: Shaped[Array, "*lead b"],
+) -> Shaped[Array, "*lead b"]:
     """Brings values for the rows of a batch to where `to_devices` has laid them.
 
     Args:

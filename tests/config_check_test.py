@@ -51,7 +51,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         "eval.centre_cameras",
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
-        *("data.mean", "data.std", "encoder.code_grid"),
+        *("data.mean", "data.std", "encoder.pos_embed_grid"),
     }
     ruled = config_check._RANGES.keys() | config_check._CHOICES.keys()
     assert not ruled & free

@@ -63,7 +63,7 @@ def test_every_setting_has_a_rule_or_needs_none():
     ruled = config_finetune._RANGES.keys() | config_finetune._CHOICES.keys()
     # These are handed on, under the same names, to the check of pretraining.
     shared = config_check._RANGES.keys() | config_check._CHOICES.keys()
-    shared |= {"encoder.learned_positions", "encoder.code_grid"}
+    shared |= {"encoder.learned_positions", "encoder.pos_embed_grid"}
     shared |= {"data.mean", "data.std"}
     paths = {path for path, _ in field_paths(FinetuneConfig())}
     assert ruled | free <= paths
@@ -71,7 +71,7 @@ def test_every_setting_has_a_rule_or_needs_none():
 
 
 def test_the_settings_survive_json_with_their_kind():
-    cfg = changed({"optim.clip_norm": 1.0, "encoder.code_grid": (8, 4)})
+    cfg = changed({"optim.clip_norm": 1.0, "encoder.pos_embed_grid": (8, 4)})
     back = config_from_json(config_to_json(cfg))
     assert type(back) is FinetuneConfig
     assert back == cfg

@@ -64,6 +64,13 @@ def test_what_is_missing_is_as_by_default():
     assert config_from_json(json.dumps(tree)) == expected
 
 
+def test_a_field_that_had_another_name_is_read():
+    cfg = Config()
+    cfg.encoder.pos_embed_grid = (8, 4)
+    text = config_to_json(cfg).replace('"pos_embed_grid"', '"code_grid"')
+    assert config_from_json(text) == cfg
+
+
 def test_differences_name_every_field_that_is_not_equal():
     found = differences(Config(), changed())
     assert found["config.regions.same"] == "false there, true here"

@@ -44,10 +44,10 @@ def test_rows_are_split_in_order_over_all_devices_and_keep_their_dtype(fsdp):
 
 def test_what_is_drawn_for_a_row_is_brought_to_where_its_host_lays_it(monkeypatch):
     of_rows = jnp.arange(24).reshape(3, 8)
-    np.testing.assert_array_equal(sharding.at_rows(of_rows), of_rows)
+    np.testing.assert_array_equal(sharding.stream_to_device_order(of_rows), of_rows)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     laid = np.concatenate([of_rows[:, host::4] for host in range(4)], axis=1)
-    np.testing.assert_array_equal(sharding.at_rows(of_rows), laid)
+    np.testing.assert_array_equal(sharding.stream_to_device_order(of_rows), laid)
 
 
 def test_without_fsdp_every_device_holds_the_whole_state():

@@ -58,7 +58,7 @@ class BadRecords:
             raise RunError(
                 f"{len(self._outcomes)} of {len(self._records)} images are bad, more "
                 f"than config.data.max_bad_fraction={self._max_fraction:g} allows: "
-                f"{describe_bad(self._records, list(self._outcomes.items()))}; mend "
+                f"{describe_bad(self._records, list(self._outcomes.items()))}; fix "
                 "or remove them, or raise the limit"
             )
         return {

@@ -17,7 +17,7 @@ from concurrent import futures
 import grain
 import numpy as np
 
-from personmae_jax.data.workers import live_with_parent
+from personmae_jax.data.workers import exit_with_parent
 
 _BATCHES_AHEAD = 2  # held by this process, or by each worker
 
@@ -128,7 +128,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _init_worker(index: int, count: int) -> None:
-    live_with_parent()
+    exit_with_parent()
 
 
 def _stop(iterator: grain.DatasetIterator, pool: futures.ThreadPoolExecutor) -> None:

@@ -7,18 +7,18 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, UInt8
 
 from personmae_jax.config import MasksConfig
-from personmae_jax.data.draws import Draws, Stream
+from personmae_jax.data.rng import BatchRng, Stream
 
 _NUM_DRAWS = 8  # blocks drawn at once; 3 of 4 masks need no more
 
 
 def sample_visible(
-    draws: Draws, rows: int, columns: int, cfg: MasksConfig
+    rng: BatchRng, rows: int, columns: int, cfg: MasksConfig
 ) -> Int32[np.ndarray, "b v"]:
     """Ascending raster indices of the patches that stay visible.
 
     Args:
-      draws: Randomness of b images.
+      rng: Randomness of b images.
       rows: Of patches.
       columns: Of patches.
       cfg: Kind of mask, ratio, and the shape of blocks.
@@ -29,15 +29,15 @@ def sample_visible(
     num_patches = rows * columns
     num_hidden = round(cfg.ratio * num_patches)
     # The patches lowest here are hidden: so the count is exact by construction.
-    order = draws.uniform(Stream.PATCHES, num_patches)
+    order = rng.uniform(Stream.PATCHES, num_patches)
     if cfg.kind == "block":
-        order = order + _sample_blocks(draws, rows, columns, num_hidden, cfg).T
+        order = order + _sample_blocks(rng, rows, columns, num_hidden, cfg).T
     visible = np.argsort(order, axis=1)[:, num_hidden:]
     return np.sort(visible.astype(np.int32), axis=1)
 
 
 def _sample_blocks(
-    draws: Draws, rows: int, columns: int, num_hidden: int, cfg: MasksConfig
+    rng: BatchRng, rows: int, columns: int, num_hidden: int, cfg: MasksConfig
 ) -> UInt8[np.ndarray, "n b"]:
     """Unites random blocks until they cover `num_hidden` patches.
 
@@ -55,9 +55,9 @@ def _sample_blocks(
     row within 0.03 of the ratio up to a ratio of 0.75; larger blocks do not.
     """
     # The images lie along the last axis: numpy is fast along a long one.
-    union, without_last = np.zeros((2, rows * columns, len(draws)), bool)
+    union, without_last = np.zeros((2, rows * columns, len(rng)), bool)
     for call in itertools.count():
-        numbers = draws.uniform(Stream.BLOCKS + call, _NUM_DRAWS * 4)
+        numbers = rng.uniform(Stream.BLOCKS + call, _NUM_DRAWS * 4)
         for block in _blocks(numbers, rows, columns, num_hidden, cfg):
             is_open = union.sum(axis=0, dtype=np.int32) < num_hidden
             if not is_open.any():

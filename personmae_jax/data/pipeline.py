@@ -21,10 +21,10 @@ from personmae_jax.config import Config
 from personmae_jax.data import images, masks, regions
 from personmae_jax.data.bad_records import describe_bad
 from personmae_jax.data.batches import Batch, HostBatches
-from personmae_jax.data.draws import Draws, RecordOrder, Stream
+from personmae_jax.data.buffer_pool import BufferPool
 from personmae_jax.data.images import Outcome
-from personmae_jax.data.memory import Memory
 from personmae_jax.data.records import Records
+from personmae_jax.data.rng import BatchRng, RecordOrder, Stream
 from personmae_jax.errors import RunError
 
 _NUM_REPLACEMENTS = 100  # records tried in the place of a bad one
@@ -80,7 +80,7 @@ class PretrainBatches(HostBatches):
         self._cfg = cfg
         self._order = RecordOrder(len(records), cfg.train.seed)
         rows = cfg.train.batch_size // num_hosts
-        self._memory = Memory(2, rows, cfg.data.height, cfg.data.width, 3)
+        self._memory = BufferPool(2, rows, cfg.data.height, cfg.data.width, 3)
 
     def begin(self, positions: range) -> tuple[Batch, Callable[[int], object]]:
         batch, numbers = self._draw(positions, self._memory.take())
@@ -117,16 +117,16 @@ class PretrainBatches(HostBatches):
           The batch, and the numbers that the regions are to be drawn from.
         """
         cfg, b = self._cfg, len(positions)
-        draws = Draws(cfg.train.seed, positions)
+        rng = BatchRng(cfg.train.seed, positions)
         batch = {
             "region_a": both[0],
             "region_b": both[1],
-            "visible": masks.sample_visible(draws, *cfg.grid, cfg.masks),
+            "visible": masks.sample_visible(rng, *cfg.grid, cfg.masks),
             "geometry": np.empty((b, 4), np.float32),
             "record": self._order.records(positions),
             "outcome": np.empty(b, np.int8),
         }
-        return batch, draws.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        return batch, rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
 
     def _fill_row(
         self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int
@@ -182,5 +182,5 @@ class PretrainBatches(HostBatches):
             )
         raise RunError(
             f"{len(failures)} images in a row are bad, and none is left to replace "
-            f"them: {describe_bad(self._records, failures)}; mend or remove them"
+            f"them: {describe_bad(self._records, failures)}; fix or remove them"
         )

@@ -34,7 +34,7 @@ def sample_regions(
     height: int,
     width: int,
 ) -> Regions:
-    """Draws RegionA and RegionB independently, and one flip for both.
+    """BatchRng RegionA and RegionB independently, and one flip for both.
 
     Args:
       numbers: NUM_DRAWS of them, uniform in [0, 1): the randomness of one image.

@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Starts processes that no signal reaches before `live_with_parent`.
+    """Starts processes that no signal reaches before `exit_with_parent`.
 
     What this process is sent meanwhile reaches it afterwards.
     """
@@ -24,7 +24,7 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def live_with_parent() -> None:
+def exit_with_parent() -> None:
     """Ties this worker process to the one that started it; call it first of all.
 
     Ctrl-C, and a scheduler's SIGTERM, go to every process of a group; but the parent

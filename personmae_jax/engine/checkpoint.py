@@ -90,7 +90,7 @@ class Checkpoints(Closing):
             self._manager = _Manager(self._folder, options=options)
         except Exception as e:  # each storage has its own errors
             raise RunError(
-                f"{self._folder} cannot hold checkpoints ({first_line(e)}); mend that "
+                f"{self._folder} cannot hold checkpoints ({first_line(e)}); fix that "
                 "or use another --workdir"
             ) from e
 
@@ -172,7 +172,7 @@ class Checkpoints(Closing):
             whole = whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "
-                f"({explain(e)}); mend that and start again: older checkpoints are "
+                f"({explain(e)}); fix that and start again: older checkpoints are "
                 f"still good: {', '.join(map(str, whole)) or 'none'}"
             ) from e
 

@@ -86,8 +86,8 @@ def _describe_leaves(tree: PyTree) -> dict[str, str]:
 def damaged(folder: epath.Path, error: Exception) -> RunError:
     """What to raise where STEP/ cannot be read."""
     older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
-    mend = f"remove it to go on from step {older[-1]}" if older else "start a new run"
-    return RunError(f"{folder} cannot be read ({explain(error)}); {mend}")
+    hint = f"remove it to go on from step {older[-1]}" if older else "start a new run"
+    return RunError(f"{folder} cannot be read ({explain(error)}); {hint}")
 
 
 def explain(error: BaseException) -> str:

@@ -81,7 +81,7 @@ def join(
         # Its way to say that there is no cluster.
         if "coordinator_address should be defined" not in str(e):
             raise ConfigError(
-                f"the processes of this run cannot be joined ({first_line(e)}); mend "
+                f"the processes of this run cannot be joined ({first_line(e)}); fix "
                 "--coordinator=HOST:PORT, --num_processes and --process_id"
             ) from e
         return False

@@ -153,7 +153,7 @@ class MetricsWriter(Closing):
         except OSError as e:
             raise RunError(
                 f"metrics cannot be written to {self._workdir} ({first_line(e)}); "
-                "mend that and start again"
+                "fix that and start again"
             ) from e
 
 

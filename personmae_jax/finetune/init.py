@@ -38,8 +38,8 @@ def settle(cfg: FinetuneConfig, workdir: str) -> None:
     elif cfg.init.workdir is not None:
         source = read_config(cfg.init.workdir)
         _adopt(cfg, source)
-        is_other = source.code_grid != cfg.as_pretraining().grid
-        cfg.encoder.code_grid = source.code_grid if is_other else None
+        is_other = source.pos_embed_grid != cfg.as_pretraining().grid
+        cfg.encoder.pos_embed_grid = source.pos_embed_grid if is_other else None
     elif cfg.init.torch_weights is not None:
         size = (cfg.data.height, cfg.data.width)
         _adopt(cfg, importer.read_settings(cfg.init.torch_weights, size))

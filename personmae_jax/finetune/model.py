@@ -67,7 +67,7 @@ def encode(
     images: UInt8[Array, "b height width 3"],
     cameras: Int[Array, " b"],
     *,
-    branch_scales: Float[Array, "depth 2 b"] | None = None,
+    drop_path_mask: Float[Array, "depth 2 b"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b d"]:
     """The float32 cls token after the encoder's final norm."""
@@ -79,8 +79,8 @@ def encode(
         network,
         params["encoder"],
         pixels.normalised_patches(images, network),
-        added=added,
-        branch_scales=branch_scales,
+        side_info=added,
+        drop_path_mask=drop_path_mask,
         dtype=dtype,
     ).tokens
     return tokens[:, 0].astype(jnp.float32)

@@ -22,9 +22,9 @@ from jaxtyping import Float64, Int32, Int64, UInt8
 from personmae_jax.config_finetune import AugmentConfig, FinetuneConfig
 from personmae_jax.data import images
 from personmae_jax.data.batches import Batch, HostBatches
-from personmae_jax.data.draws import Draws, RecordOrder
+from personmae_jax.data.buffer_pool import BufferPool
 from personmae_jax.data.images import Box
-from personmae_jax.data.memory import Memory
+from personmae_jax.data.rng import BatchRng, RecordOrder
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid.datasets import (
     ReidDataset,
@@ -125,12 +125,14 @@ class FinetuneBatches(HostBatches):
             seed=cfg.train.seed,
         )
         rows = cfg.batch_size // num_hosts
-        self._memory = Memory(rows, cfg.data.height, cfg.data.width, 3)
+        self._memory = BufferPool(rows, cfg.data.height, cfg.data.width, 3)
 
     def begin(self, positions: range) -> tuple[Batch, Callable[[int], object]]:
         step, first = divmod(positions.start, self._batch_size)
         chosen = self._sampler.batch(step)[first :: positions.step]
-        numbers = Draws(self._cfg.train.seed, positions).uniform(_AUGMENT, _NUM_DRAWS)
+        numbers = BatchRng(self._cfg.train.seed, positions).uniform(
+            _AUGMENT, _NUM_DRAWS
+        )
         batch = {
             "image": self._memory.take(),
             "label": self._labels[chosen].astype(np.int32),

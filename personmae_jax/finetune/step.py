@@ -102,7 +102,7 @@ def build(
     step = make_train_step(cfg, tx, learning_rate, mesh)
 
     def step_on_mesh(state: FinetuneState, batch: Batch):
-        with sharding.tracing(mesh):
+        with sharding.mesh_context(mesh):
             return step(state, batch)
 
     abstract_state = jax.eval_shape(init)
@@ -135,16 +135,16 @@ def make_train_step(
     def loss_fn(params: PyTree, statistics: PyTree, batch: Batch, key: Array):
         params, scales = gather(params), None
         if cfg.head.drop_path:
-            drawn = personmae.drop_path_scales(
+            drawn = personmae.sample_drop_path_mask(
                 key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"])
             )
-            scales = sharding.at_rows(drawn)
+            scales = sharding.stream_to_device_order(drawn)
         features = model.encode(
             cfg,
             params,
             batch["image"],
             batch["camera"],
-            branch_scales=scales,
+            drop_path_mask=scales,
             dtype=dtype,
         )
         normalised, statistics = model.batch_norm(

@@ -26,8 +26,8 @@ class Encoder(nn.Module):
     """Plain pre-norm ViT with sine-cosine positions on the visible patches.
 
     They are fixed, or with `learned_positions` the start of a parameter `pos_embed`
-    (1, 1 + n, width) whose first row is that of cls. With `code_grid` the fixed ones
-    are taken in the coordinates of that grid, over the same image.
+    (1, 1 + n, width) whose first row is that of cls. With `pos_embed_grid` the fixed
+    ones are taken in the coordinates of that grid, over the same image.
     """
 
     width: int
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     mlp_ratio: int
     grid: tuple[int, int]
     learned_positions: bool = False
-    code_grid: tuple[int, int] | None = None
+    pos_embed_grid: tuple[int, int] | None = None
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
@@ -45,20 +45,20 @@ class Encoder(nn.Module):
         self,
         patches: Float[Array, "b v p"],
         visible: Int[Array, "b v"] | None = None,
-        added: Float[Array, "b d"] | None = None,
-        branch_scales: Float[Array, "depth 2 b"] | None = None,
+        side_info: Float[Array, "b d"] | None = None,
+        drop_path_mask: Float[Array, "depth 2 b"] | None = None,
     ) -> Encoded:
         """Encodes patches of normalised pixels.
 
         Args:
           patches: Only those that may be seen; the others never enter.
           visible: Raster index of each; None where all patches are given in order.
-          added: To all tokens of an image before the first block.
-          branch_scales: Factors of each block's attention and MLP, for every image;
-            see `layers.drop_path_scales`.
+          side_info: To all tokens of an image before the first block.
+          drop_path_mask: Factors of each block's attention and MLP, for every image;
+            see `layers.sample_drop_path_mask`.
         """
         x = layers.Dense(self.width, dtype=self.dtype, name="patch_embed")(patches)
-        coded = self.code_grid or self.grid
+        coded = self.pos_embed_grid or self.grid
         table = posembed.position_table(coded, self.width, at=self.grid)
         cls = self.param("cls_token", layers.token_init, (1, 1, self.width))
         if self.learned_positions:
@@ -70,15 +70,15 @@ class Encoder(nn.Module):
         x = x + (table[None] if visible is None else table[visible])
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
-        if added is not None:
-            x = x + added.astype(self.dtype)[:, None]
+        if side_info is not None:
+            x = x + side_info.astype(self.dtype)[:, None]
         blocks = []
         make_block = layers.rematerialised(layers.EncoderBlock, self.remat)
         for i in range(self.depth):
             block = make_block(
                 self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{i}"
             )
-            x = block(x, None if branch_scales is None else branch_scales[i])
+            x = block(x, None if drop_path_mask is None else drop_path_mask[i])
             blocks.append(x)
         return Encoded(
             tuple(blocks), layers.LayerNorm(dtype=self.dtype, name="norm")(x)

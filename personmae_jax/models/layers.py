@@ -128,12 +128,14 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], branch_scales: Float[Array, "2 b"] | None = None
+        self,
+        x: Float[Array, "b n d"],
+        drop_path_mask: Float[Array, "2 b"] | None = None,
     ) -> Float[Array, "b n d"]:
         def scaled(branch: Array, i: int) -> Array:
-            if branch_scales is None:
+            if drop_path_mask is None:
                 return branch
-            return branch * branch_scales[i, :, None, None].astype(self.dtype)
+            return branch * drop_path_mask[i, :, None, None].astype(self.dtype)
 
         norm = partial(LayerNorm, dtype=self.dtype)
         attn = SelfAttention(self.num_heads, self.dtype, name="attn")
@@ -171,10 +173,10 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
     return nn.remat(block) if remat == "block" else block
 
 
-def drop_path_scales(
+def sample_drop_path_mask(
     key: Array, depth: int, rate: float, batch_size: int
 ) -> Float[Array, "depth 2 b"]:
-    """Draws which branches of a block an image skips: 0, or 1 / (1 - rate of block).
+    """BatchRng which branches of a block an image skips: 0, or 1 / (1 - rate of block).
 
     The rate grows linearly from 0 in the first block to `rate` in the last; attention
     and MLP are drawn apart.

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int
 
 from personmae_jax.config import Config, PredictorConfig, predictor_size
 from personmae_jax.models.encoder import Encoded, Encoder
-from personmae_jax.models.layers import drop_path_scales, layer_norm
+from personmae_jax.models.layers import layer_norm, sample_drop_path_mask
 from personmae_jax.models.posembed import position_table
 from personmae_jax.models.predictor import Predictor
 
 __all__ = [
     "Encoded",
-    "drop_path_scales",
+    "sample_drop_path_mask",
     "encode",
     "init_params",
     "layer_norm",
@@ -35,8 +35,8 @@ def encode(
     patches: Float[Array, "b v p"],
     visible: Int[Array, "b v"] | None = None,
     *,
-    added: Float[Array, "b d"] | None = None,
-    branch_scales: Float[Array, "depth 2 b"] | None = None,
+    side_info: Float[Array, "b d"] | None = None,
+    drop_path_mask: Float[Array, "depth 2 b"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Encoded:
     """Encodes patches of normalised pixels with a student's or a teacher's encoder.
@@ -46,12 +46,12 @@ def encode(
       encoder_params: `params["encoder"]` or the teacher's parameters.
       patches: The patches that may be seen.
       visible: Raster index of each; None where all patches are given in order.
-      added: To all tokens of an image before the first block.
-      branch_scales: Of `drop_path_scales`, in fine-tuning; None: nothing is dropped.
+      side_info: To all tokens of an image before the first block.
+      drop_path_mask: Of `sample_drop_path_mask`; None: no stochastic depth.
       dtype: Of matrix products and activations.
     """
     return _encoder(cfg, dtype).apply(
-        {"params": encoder_params}, patches, visible, added, branch_scales
+        {"params": encoder_params}, patches, visible, side_info, drop_path_mask
     )
 
 
@@ -106,7 +106,7 @@ def _encoder(cfg: Config, dtype: DTypeLike) -> Encoder:
         mlp_ratio=cfg.encoder.mlp_ratio,
         grid=cfg.grid,
         learned_positions=cfg.encoder.learned_positions,
-        code_grid=cfg.encoder.code_grid,
+        pos_embed_grid=cfg.encoder.pos_embed_grid,
         dtype=dtype,
         remat=cfg.train.remat,
     )

@@ -1,4 +1,4 @@
-"""Fixed sine-cosine position codes at any coordinates of a patch grid."""
+"""Fixed sine-cosine position embeddings at any coordinates of a patch grid."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +58,7 @@ def position_table(
 
     Args:
       grid: Rows and columns whose coordinates are coded.
-      width: Of the codes.
+      width: Of the embeddings.
       at: Rows and columns of another grid over the same image: its patch centres in
         the coordinates of `grid`. By default `grid` itself.
     """

@@ -166,7 +166,7 @@ def _step_seconds(experiment: Experiment, step: jax.stages.Compiled) -> float:
         state, metrics = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - begin)
     if not np.isfinite(metrics["loss"]):
-        raise RunError("the loss of a step on noise is not finite; mend the settings")
+        raise RunError("the loss of a step on noise is not finite; fix the settings")
     return statistics.median(seconds[_WARM_UP:])
 
 

@@ -60,5 +60,5 @@ class BeamPool:
         except Exception as error:  # each runner has its own
             raise RunError(
                 f"the Beam pipeline failed ({first_line(error)}); shards stay: "
-                "start again with the same words"
+                "start again with the same command"
             ) from error

@@ -85,7 +85,7 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
     except Interrupted:
         print(
             f"interrupted; the finished shards in {folder} stay: start again with the "
-            "same words to go on",
+            "same command to go on",
             file=sys.stderr,
         )
         return 75
@@ -149,7 +149,7 @@ def _make_plan(folder: epath.Path, request: Request) -> Plan:
         except OSError as error:
             raise RunError(
                 f"{folder} cannot be written ({error.strerror}); make room and start "
-                "again with the same words"
+                "again with the same command"
             ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import logging
 
-from personmae_jax.data.workers import live_with_parent, signals_held
+from personmae_jax.data.workers import exit_with_parent, signals_held
 from personmae_jax.engine.progress import Progress
 from personmae_jax.errors import RunError
 from personmae_jax.prepare.plan import Plan
@@ -96,5 +96,5 @@ def worker_pool(
 
 
 def _start_worker() -> None:
-    live_with_parent()
+    exit_with_parent()
     logging.use_absl_handler()

@@ -86,7 +86,7 @@ def write_shard(folder: str, shard: int) -> int:
             raise
         raise RunError(
             f"{file} cannot be written ({first_line(error)}); the shards finished so "
-            "far are good: make room and start again with the same words"
+            "far are good: make room and start again with the same command"
         ) from error
     return len(task.names)
 
@@ -173,7 +173,7 @@ def _read_member(plan: Plan, task: Task, number: int) -> bytes:
         except (OSError, ConfigError) as error:
             raise RunError(
                 f"{paths[0]} cannot be opened any more ({first_line(error)}); bring it "
-                "back and start again with the same words"
+                "back and start again with the same command"
             ) from error
         try:
             return reader.read(task.names[number], task.places[number], _MAX_BYTES)

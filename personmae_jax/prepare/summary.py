@@ -53,7 +53,7 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         write_whole(folder / "rejected.csv", text.getvalue())
         if not len(stored):
             raise RunError(
-                f"no image could be used; see {folder}/rejected.csv, mend the source "
+                f"no image could be used; see {folder}/rejected.csv, fix the source "
                 "and start again with another --out"
             )
         summary = _summarise(plan, shards, rows)
@@ -64,7 +64,7 @@ def finish(folder: epath.Path, plan: Plan) -> None:
     except OSError as error:
         raise RunError(
             f"{folder} cannot be written ({error.strerror}); make room and start again "
-            "with the same words"
+            "with the same command"
         ) from error
 
 

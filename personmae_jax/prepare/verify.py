@@ -40,7 +40,7 @@ def check(folder: str, num_processes: int | None = None) -> int:
     if damaged:
         raise RunError(
             f"{len(damaged)} of {plan.num_shards} shards are damaged; remove them and "
-            f"{path}/dataset_info.json, and prepare again with the same words"
+            f"{path}/dataset_info.json, and prepare again with the same command"
         )
     print(f"{path}: all {plan.num_shards} shards are as they were written")
     return 0

@@ -84,7 +84,7 @@ def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
     )
 
     def step_on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with sharding.tracing(mesh):
+        with sharding.mesh_context(mesh):
             return step(state, batch)
 
     return Experiment(

@@ -140,11 +140,11 @@ def _initial_state(experiment: Experiment, imported: Imported | None) -> TrainSt
 
 
 @contextlib.contextmanager
-def device_errors(mend: str) -> Iterator[None]:
+def device_errors(hint: str) -> Iterator[None]:
     """Turns what devices and other processes do to a run into one line.
 
     Args:
-      mend: What else saves memory there.
+      hint: What else saves memory there.
 
     Raises:
       RunError: The memory of a device does not suffice, or another process has died.
@@ -155,7 +155,7 @@ def device_errors(mend: str) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in str(e):
             raise RunError(
                 f"out of memory on the device ({first_line(e)}); use a smaller batch, "
-                f"{mend}, --config.train.remat=block, or more devices"
+                f"{hint}, --config.train.remat=block, or more devices"
             ) from e
         if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
             raise

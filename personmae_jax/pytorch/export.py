@@ -147,7 +147,9 @@ def encoder_tensors(
     if cfg.encoder.learned_positions:
         positions = resample_positions(params["pos_embed"], cfg.grid, grid)
     else:
-        positions = torch_weights.position_table(cfg.encoder.width, cfg.code_grid, grid)
+        positions = torch_weights.position_table(
+            cfg.encoder.width, cfg.pos_embed_grid, grid
+        )
     tensors = torch_weights.encoder_to_torch(params, positions)
     shapes = torch_weights.tensor_shapes(cfg.encoder, grid)
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
@@ -181,7 +183,7 @@ def describe_export(
         "activation": "gelu (erf)",
         "layer_norm_eps": 1e-6,
         "grid": list(grid),
-        "trained_grid": list(cfg.code_grid),
+        "trained_grid": list(cfg.pos_embed_grid),
         "image_size": [side * encoder.patch_size for side in grid],
         "positions": "learned" if encoder.learned_positions else "sine-cosine",
         "mean": list(cfg.data.mean),

@@ -103,7 +103,7 @@ def read_settings(path: str, size: tuple[int, int] | None = None) -> Config:
     patch = cfg.encoder.patch_size
     cfg.data.height, cfg.data.width = size or (grid[0] * patch, grid[1] * patch)
     if not cfg.encoder.learned_positions and cfg.grid != grid:
-        cfg.encoder.code_grid = grid
+        cfg.encoder.pos_embed_grid = grid
     return cfg
 
 

@@ -16,7 +16,7 @@ from personmae_jax.errors import RunError, first_line
 from personmae_jax.models import personmae
 from personmae_jax.pixels import patchify
 from personmae_jax.pytorch import layouts
-from personmae_jax.synthetic.pedestrian import draw_pedestrian
+from personmae_jax.synthetic.pedestrian import render_pedestrian
 
 TOLERANCE = 1e-4  # of any value of any token after the final norm; 1e-5 is usual
 NUM_NOISE, NUM_PEDESTRIANS = 2, 4
@@ -118,7 +118,7 @@ def _images(cfg: Config) -> Float32[np.ndarray, "b height width 3"]:
     noise = np.random.default_rng(0).standard_normal((NUM_NOISE, *size), np.float32)
     drawn = np.empty((NUM_PEDESTRIANS, *size), np.uint8)
     for identity, out in enumerate(drawn):
-        image = draw_pedestrian(0, identity, camera=identity, shot=0)
+        image = render_pedestrian(0, identity, camera=identity, shot=0)
         crop_resize(image, Box(0, 0, *image.shape[:2]), out)
     images = pixels.normalise(jnp.asarray(drawn), cfg.data.mean, cfg.data.std)
     return np.concatenate([noise, np.array(images)])

@@ -170,7 +170,7 @@ def read_image(
         return images.decode(data, max_pixels=max_pixels, min_side=min_side)[0]
     except (images.BadImage, OSError) as error:
         raise RunError(
-            f"{records.name(index)} cannot be used ({error}); mend it, or take it "
+            f"{records.name(index)} cannot be used ({error}); fix it, or take it "
             "out of the data set"
         ) from error
 

@@ -91,7 +91,7 @@ class Extractor:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
 
         def on_mesh(params: PyTree, images: Array, cameras: Array) -> Array:
-            with sharding.tracing(mesh):
+            with sharding.mesh_context(mesh):
                 return encode(params, images, cameras)
 
         self._encode = jax.jit(on_mesh, out_shardings=sharding.replicated(mesh))

@@ -34,7 +34,7 @@ _Plane = UInt8[np.ndarray, "height width"]
 _Draws = Iterator[float]  # uniform numbers in 0 to 1
 
 
-def draw_pedestrian(seed: int, identity: int, camera: int, shot: int) -> _Image:
+def render_pedestrian(seed: int, identity: int, camera: int, shot: int) -> _Image:
     """Returns an RGB crop of a person, about 160 x 76 pixels; the camera sets the size.
 
     The same arguments give the same pixels in every process and thread.
@@ -57,12 +57,12 @@ def draw_pedestrian(seed: int, identity: int, camera: int, shot: int) -> _Image:
 
 
 def encode_pedestrian(seed: int, identity: int, camera: int, shot: int) -> bytes:
-    """Returns `draw_pedestrian(...)` as a JPEG file of quality 90.
+    """Returns `render_pedestrian(...)` as a JPEG file of quality 90.
 
     Raises:
       ValueError: An argument is negative.
     """
-    image = draw_pedestrian(seed, identity, camera, shot)
+    image = render_pedestrian(seed, identity, camera, shot)
     return simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420")
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from personmae_jax.config import MasksConfig
-from personmae_jax.data.draws import Draws
 from personmae_jax.data.masks import sample_visible
+from personmae_jax.data.rng import BatchRng
 
 
 def _hidden(rows, columns, cfg, num, seed=0):
     """Bool (num, rows, columns), True where a patch is hidden."""
-    visible = sample_visible(Draws(seed, range(num)), rows, columns, cfg)
+    visible = sample_visible(BatchRng(seed, range(num)), rows, columns, cfg)
     hidden = np.ones((num, rows * columns), bool)
     np.put_along_axis(hidden, visible, False, axis=1)
     return hidden.reshape(num, rows, columns)
@@ -29,7 +29,7 @@ def _hidden_neighbours(hidden):
 def test_every_mask_has_the_exact_count(kind, grid, ratio):
     num = grid[0] * grid[1]
     cfg = MasksConfig(kind=kind, ratio=ratio)
-    visible = sample_visible(Draws(0, range(50)), *grid, cfg)
+    visible = sample_visible(BatchRng(0, range(50)), *grid, cfg)
     assert visible.dtype == np.int32
     assert visible.shape == (50, num - round(ratio * num))
     assert (np.diff(visible) > 0).all()
@@ -77,9 +77,9 @@ def test_one_block_keeps_area_and_aspect():
 @pytest.mark.parametrize("kind", ["block", "random"])
 def test_masks_differ_and_each_follows_from_seed_and_position_alone(kind):
     cfg = MasksConfig(kind=kind)
-    masks = sample_visible(Draws(3, range(100)), 16, 8, cfg)
+    masks = sample_visible(BatchRng(3, range(100)), 16, 8, cfg)
     assert len(np.unique(masks, axis=0)) == 100
     for part in (range(0, 37), range(37, 38), range(38, 100)):
-        visible = sample_visible(Draws(3, part), 16, 8, cfg)
+        visible = sample_visible(BatchRng(3, part), 16, 8, cfg)
         np.testing.assert_array_equal(visible, masks[part.start : part.stop])
-    assert (sample_visible(Draws(4, range(100)), 16, 8, cfg) != masks).any(1).all()
+    assert (sample_visible(BatchRng(4, range(100)), 16, 8, cfg) != masks).any(1).all()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from personmae_jax.config import RegionsConfig
-from personmae_jax.data.draws import Draws, Stream
 from personmae_jax.data.images import Box
 from personmae_jax.data.regions import (
     NUM_DRAWS,
@@ -14,12 +13,13 @@ from personmae_jax.data.regions import (
     relative_geometry,
     sample_regions,
 )
+from personmae_jax.data.rng import BatchRng, Stream
 
 _GRID = (16, 8)
 
 
 def _draws(cfg: RegionsConfig, num: int = 2000, size=(288, 190)):
-    numbers = Draws(0, range(num)).uniform(Stream.REGIONS, NUM_DRAWS)
+    numbers = BatchRng(0, range(num)).uniform(Stream.REGIONS, NUM_DRAWS)
     return [sample_regions(row, *size, cfg, 256, 128) for row in numbers]
 
 

@@ -178,13 +178,13 @@ def damage(saved, how: str) -> None:
 @pytest.mark.parametrize("how", ["metadata", "torn", "empty"])
 def test_damage_is_told_with_the_step_and_the_mend(saved, how):
     damage(saved, how)
-    mend = "checkpoints/20 cannot be read .*remove it to go on from step 10"
+    message = "checkpoints/20 cannot be read .*remove it to go on from step 10"
     with open_checkpoints(saved) as checkpoints:
-        with pytest.raises(RunError, match=mend):
+        with pytest.raises(RunError, match=message):
             checkpoints.restore(abstract(make_state(0)))
         restored = checkpoints.restore(abstract(make_state(0)), 10)
     assert_same(restored, make_state(10))
-    with pytest.raises(RunError, match=mend):
+    with pytest.raises(RunError, match=message):
         restore_encoder(saved)
 
 

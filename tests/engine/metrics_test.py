@@ -244,7 +244,7 @@ def test_a_full_disk_is_told_in_one_line_at_the_first_row_it_tears(tmp_path):
         text=True,
         timeout=60,
     )
-    message = "at step 2: metrics cannot be written to .*; mend that"
+    message = "at step 2: metrics cannot be written to .*; fix that"
     assert re.search(message, done.stdout), done
     assert (tmp_path / "metrics.jsonl").stat().st_size == 40
 

@@ -24,7 +24,7 @@ def test_another_input_size_keeps_the_coordinates_of_the_codes(tmp_path):
     cfg, source = tiny_finetuning(), exported.small_config()  # 8 x 4 patches of 4
     cfg.data.height = 48
     _, _, notes = start(cfg, source, tmp_path)
-    assert cfg.encoder.code_grid == (8, 4)
+    assert cfg.encoder.pos_embed_grid == (8, 4)
     assert cfg.as_pretraining().grid == (12, 4)
     assert "8 x 4 positions are read at 12 x 4" in notes[0]
 

@@ -143,7 +143,7 @@ def test_epochs_are_counted_in_training_images():
 
 
 def test_drop_path_rates_grow_from_zero_and_keep_the_mean():
-    scales = personmae.drop_path_scales(jax.random.key(0), 3, 0.4, 20_000)
+    scales = personmae.sample_drop_path_mask(jax.random.key(0), 3, 0.4, 20_000)
     assert scales.shape == (3, 2, 20_000)
     for block, rate in zip(np.asarray(scales), (0.0, 0.2, 0.4), strict=True):
         kept = np.float32(1 / (1 - rate))
@@ -158,7 +158,7 @@ def test_a_dropped_branch_leaves_its_image_and_no_other_as_it_was(alone):
 
     @jax.jit
     def encode(scales):
-        return personmae.encode(network, params, patches, branch_scales=scales)
+        return personmae.encode(network, params, patches, drop_path_mask=scales)
 
     plain, ones = encode(None), encode(jnp.ones((2, 2, 2)))
     np.testing.assert_allclose(plain.tokens, ones.tokens, atol=1e-6)

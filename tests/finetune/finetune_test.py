@@ -261,7 +261,7 @@ def test_a_run_is_resumed_without_what_it_started_from(tmp_path, no_preemption):
     assert again == cfg
     no_preemption.clear()
     assert finetune.run(again, str(tmp_path / "new"), tiny_people()) == 0
-    assert read_config(tmp_path / "new").code_grid == (8, 4)
+    assert read_config(tmp_path / "new").pos_embed_grid == (8, 4)
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -79,7 +79,7 @@ def test_every_device_attends_in_its_own_rows(fused):
     qkv = normal(0, 16, 5, 3 * WIDTH)
 
     def attend(qkv):
-        with sharding.tracing(mesh):
+        with sharding.mesh_context(mesh):
             return self_attend(qkv)
 
     rows = sharding.batch_sharding(mesh)

@@ -103,7 +103,7 @@ def test_a_signal_leaves_with_75_and_the_next_start_goes_on(
         _, err = process.communicate(timeout=60)
     assert process.returncode in (75, 0)  # 0: it was quicker
     if process.returncode == 75:
-        assert "start again with the same words" in err
+        assert "start again with the same command" in err
         assert "Traceback" not in err
     wait_until(lambda: not processes_of(process.pid))
     assert run("--source", source, "--out", out)[0] == 0
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_finished_shards_stay(source, whole, tmp
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1
-    assert "make room and start again with the same words" in done.stderr
+    assert "make room and start again with the same command" in done.stderr
     assert not [*out.glob("*.part")]
     assert run("--source", source, "--out", out)[0] == 0
     assert shards_of(out) == shards_of(whole)

@@ -55,7 +55,7 @@ def test_a_learned_table_is_taken_for_its_own_grid(file, patches, size):
 def test_a_given_size_wins_and_the_codes_keep_their_coordinates(file):
     save_file(torch_files.make_tensors(vit()), file)
     cfg = read_settings(str(file), (96, 32))
-    assert (cfg.grid, cfg.code_grid) == ((24, 8), (16, 8))
+    assert (cfg.grid, cfg.pos_embed_grid) == ((24, 8), (16, 8))
     assert "pos_embed" not in read_encoder(cfg).params
 
 
@@ -68,7 +68,7 @@ def test_our_export_tells_heads_grid_and_statistics_as_well(file):
     LAYOUTS["safetensors"].write(file, tensors, meta)
     found = read_settings(str(file))
     assert architecture(found) == architecture(cfg)  # heads of 8
-    assert (found.grid, found.code_grid) == (cfg.grid, cfg.grid)
+    assert (found.grid, found.pos_embed_grid) == (cfg.grid, cfg.grid)
     assert (found.data.mean, found.data.std) == (cfg.data.mean, cfg.data.std)
 
 

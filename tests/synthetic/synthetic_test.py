@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from personmae_jax.synthetic.pedestrian import draw_pedestrian, encode_pedestrian
+from personmae_jax.synthetic.pedestrian import encode_pedestrian, render_pedestrian
 
 _PEOPLE, _CAMERAS, _SHOTS = 100, 6, 2
 _SOME = [(0, person, person % 6, person % 4) for person in range(24)]
 
 
 def test_same_arguments_give_same_pixels():
-    first = [draw_pedestrian(*arguments) for arguments in _SOME]
+    first = [render_pedestrian(*arguments) for arguments in _SOME]
     np.random.seed(7)  # noqa: NPY002 - the global state must not matter
     cv2.setRNGSeed(7)
-    again = [draw_pedestrian(*arguments) for arguments in reversed(_SOME)]
+    again = [render_pedestrian(*arguments) for arguments in reversed(_SOME)]
     for image, same in zip(first, reversed(again), strict=True):
         np.testing.assert_array_equal(image, same)
 
@@ -53,9 +53,9 @@ def test_threads_draw_the_same_files():
 
 
 def test_an_image_cannot_change_the_next_one():
-    before = draw_pedestrian(0, 1, 2, 3)
-    draw_pedestrian(0, 1, 2, 3)[:] = 0
-    np.testing.assert_array_equal(draw_pedestrian(0, 1, 2, 3), before)
+    before = render_pedestrian(0, 1, 2, 3)
+    render_pedestrian(0, 1, 2, 3)[:] = 0
+    np.testing.assert_array_equal(render_pedestrian(0, 1, 2, 3), before)
 
 
 @pytest.mark.parametrize("varied", range(4), ids=["seed", "identity", "camera", "shot"])
@@ -72,14 +72,14 @@ def test_every_argument_changes_the_image(varied):
 def test_negative_arguments_are_refused(name):
     arguments = {"seed": 0, "identity": 0, "camera": 0, "shot": 0, name: -1}
     with pytest.raises(ValueError, match=f"{name}=-1 is negative"):
-        draw_pedestrian(**arguments)
+        render_pedestrian(**arguments)
     with pytest.raises(ValueError, match=f"{name}=-1 is negative"):
         encode_pedestrian(**arguments)
 
 
 def test_crops_are_upright_and_shaped_by_their_camera():
     shapes = {
-        camera: {draw_pedestrian(0, i, camera, i % 4).shape for i in range(12)}
+        camera: {render_pedestrian(0, i, camera, i % 4).shape for i in range(12)}
         for camera in range(40)
     }
     assert all(len(seen) == 1 for seen in shapes.values())
@@ -90,7 +90,7 @@ def test_crops_are_upright_and_shaped_by_their_camera():
 
 
 def test_files_are_jpeg_close_to_the_drawing():
-    image = draw_pedestrian(0, 5, 1, 2)
+    image = render_pedestrian(0, 5, 1, 2)
     decoded = simplejpeg.decode_jpeg(encode_pedestrian(0, 5, 1, 2))
     assert decoded.shape == image.shape
     assert np.abs(decoded.astype(int) - image).mean() < 4  # grey levels
@@ -192,7 +192,7 @@ def test_patches_carry_more_than_jpeg_noise(size):
     for person in range(120):
         arguments = 0, person, person % 6, person % 4
         drawn = cv2.resize(
-            draw_pedestrian(*arguments), size[::-1], interpolation=cv2.INTER_CUBIC
+            render_pedestrian(*arguments), size[::-1], interpolation=cv2.INTER_CUBIC
         )
         seen = _patches(cv2.cvtColor(_decode(*arguments, size), cv2.COLOR_RGB2GRAY))
         error = seen - _patches(cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)).astype(float)

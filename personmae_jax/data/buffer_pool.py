@@ -1,4 +1,4 @@
-"""Memory for batches that is used again."""
+"""Memory of batches that is used again: a pool of buffers."""
 
 import collections
 import math
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 
-class Memory:
+class BufferPool:
     """Arrays of one shape, whose memory is used again once nobody holds it.
 
     The system clears fresh memory page by page when it is first written to, which
@@ -21,7 +21,7 @@ class Memory:
         self._free: collections.deque[bytearray] = collections.deque()
 
     def __reduce__(self):
-        return Memory, self._shape
+        return BufferPool, self._shape
 
     def take(self) -> UInt8[np.ndarray, "..."]:
         """An array of any content; it and its views may be kept for ever."""

@@ -4,11 +4,11 @@ import pickle
 
 import numpy as np
 
-from personmae_jax.data.memory import Memory
+from personmae_jax.data.buffer_pool import BufferPool
 
 
 def test_memory_is_used_again_once_the_last_view_is_gone():
-    memory = Memory(2, 6, 4)
+    memory = BufferPool(2, 6, 4)
     array = memory.take()
     address = array.ctypes.data
     view = array[1, 2:, ::2]
@@ -21,7 +21,7 @@ def test_memory_is_used_again_once_the_last_view_is_gone():
 
 
 def test_arrays_in_use_are_apart():
-    memory = Memory(3, 5)
+    memory = BufferPool(3, 5)
     arrays = [memory.take() for _ in range(4)]
     for value, array in enumerate(arrays):
         array[:] = value
@@ -32,7 +32,7 @@ def test_arrays_in_use_are_apart():
 
 
 def test_a_pickle_brings_the_shape_and_no_memory():
-    memory = Memory(1000, 1000)
+    memory = BufferPool(1000, 1000)
     memory.take()
     assert len(pickle.dumps(memory)) < 1000
     assert pickle.loads(pickle.dumps(memory)).take().shape == (1000, 1000)

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from personmae_jax.data.draws import Draws, RecordOrder
+from personmae_jax.data.rng import BatchRng, RecordOrder
 
 
 def _numbers(seed=0, stream=0, start=0, stop=1000, num=6):
-    return Draws(seed, range(start, stop)).uniform(stream, num)
+    return BatchRng(seed, range(start, stop)).uniform(stream, num)
 
 
 def _epoch(num_records, seed=0, epoch=0):
@@ -25,7 +25,7 @@ def test_numbers_of_a_position_depend_on_no_other(num):
     for start, stop in ((0, 1), (7, 9), (999, 1000)):
         part = _numbers(start=start, stop=stop, num=num)
         np.testing.assert_array_equal(part, whole[start:stop])
-    of_a_host = Draws(0, range(3, 1000, 8)).uniform(0, num)
+    of_a_host = BatchRng(0, range(3, 1000, 8)).uniform(0, num)
     np.testing.assert_array_equal(of_a_host, whole[3::8])
 
 

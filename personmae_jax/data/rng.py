@@ -20,7 +20,7 @@ class Stream(enum.IntEnum):
     BLOCKS = 2  # and all after it: one for every further block
 
 
-class Draws:
+class BatchRng:
     """Random numbers for positions; those of one depend on no other."""
 
     def __init__(self, seed: int, positions: range):
