@@ -12,13 +12,15 @@ PACKAGE = ROOT / "personmae_jax"
 
 # From the ground up: files of the package's root, then its folders.
 LAYERS = """
-errors config config_check config_finetune config_json trees
+errors foreign_files config config_check config_finetune config_json trees
 sharding pixels optim
 synthetic data models engine prepare pytorch reid
 pretrain finetune preflight
 __init__
 """.split()
-JAX_FREE_FILES = "errors config config_check config_finetune config_json".split()
+JAX_FREE_FILES = (
+    "errors foreign_files config config_check config_finetune config_json".split()
+)
 JAX_FREE_FOLDERS = "data synthetic prepare".split()
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,12 +9,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int64
 
+from personmae_jax import foreign_files
 from personmae_jax.data.names import Names, printable
 from personmae_jax.data.records import IMAGE_SUFFIXES
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare.listing import Listing
-from personmae_jax.prepare.lmdb_source import to_names
-from personmae_jax.prepare.safe_pickle import load_pickle
+from personmae_jax.prepare.lmdb_source import load_pickle, to_names
 
 _PICKLE_STARTS = (b"\x80", b"(l", b"]")  # protocols 2 and up, 0, 1
 
@@ -26,17 +26,12 @@ def read_keep_list(path: str) -> Names:
       ConfigError: It is neither, holds no name, or something that no list holds.
     """
     try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-            if not start.startswith(_PICKLE_STARTS):
-                names = Names.pack(
-                    name
-                    for line in (start + file.read()).splitlines()
-                    if (name := line.strip())
-                )
+        with foreign_files.open_file(path) as file:
+            is_pickle = file.read(2).startswith(_PICKLE_STARTS)
+        names = Names.pack(() if is_pickle else foreign_files.read_lines(path))
     except OSError as error:
         raise ConfigError(f"--keep-list={path}: {error.strerror}") from error
-    if start.startswith(_PICKLE_STARTS):
+    if is_pickle:
         names = to_names(load_pickle(path), f"--keep-list={path}")
     if not len(names):
         raise ConfigError(f"--keep-list={path} holds no name")

@@ -1,5 +1,6 @@
 """LUPerson's LMDB: keys are names, values files; `keys.pkl` beside it lists them."""
 
+import io
 import os
 import re
 from typing import Any
@@ -8,13 +9,16 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int64
 
+from personmae_jax import foreign_files
+from personmae_jax.data import safe_pickle
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError, first_line
 from personmae_jax.prepare.listing import Listing, MemberError, no_places
-from personmae_jax.prepare.safe_pickle import load_pickle
 
 DATA_FILE = "data.mdb"
 _KEYS_FILE = "keys.pkl"
+_MAX_PICKLE = 2**31  # bytes; a list of 4 million names has 0.1 to 0.3 GB
+_MAX_NAME = 4096  # bytes; more than a path or a key of LMDB can have
 _MAGIC = b"\xde\xc0\xef\xbe"  # 0xBEEFC0DE after the page header, in lmdb's mdb.c
 
 
@@ -68,6 +72,34 @@ def _walk(path: str) -> Names:
         return Names.pack(transaction.cursor().iternext(values=False))
 
 
+def load_pickle(path: str) -> Any:
+    """What a pickle of names holds; its numpy arrays as such.
+
+    Raises:
+      ConfigError: It cannot be read, is damaged, or holds anything but lists, dicts,
+        strings, numbers and numpy arrays of these.
+    """
+    try:
+        value = safe_pickle.load(io.BytesIO(foreign_files.read_file(path, _MAX_PICKLE)))
+    except safe_pickle.UnsafePickle as error:
+        raise ConfigError(
+            f"{path}: {error}; only lists, dicts, strings, numbers and numpy arrays of "
+            "numbers or strings are read from a pickle, e.g. pickle.dump(list(names))"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is no pickle, or a damaged one ({error}); copy it again"
+        ) from error
+    if isinstance(value, dict):
+        return {
+            k: v.values if isinstance(v, safe_pickle.Array) else v
+            for k, v in value.items()
+        }
+    return value.values if isinstance(value, safe_pickle.Array) else value
+
+
 def _read_keys(file: str) -> tuple[Names, Names | None, Names | None]:
     content = load_pickle(file)
     columns = content if isinstance(content, dict) else {"keys": content}
@@ -103,10 +135,20 @@ def to_names(values: Any, what: str) -> Names:
             raise ConfigError(
                 f"{what} holds a {type(value).__name__}; names must be strings"
             )
-    return Names.pack(
-        v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape")
-        for v in values
-    )
+    return Names.pack(_to_bytes(value, what) for value in values)
+
+
+def _to_bytes(value: str | bytes | int, what: str) -> bytes:
+    if isinstance(value, bytes):
+        name = value
+    else:
+        try:
+            name = str(value).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # a lone surrogate: no file is called so
+            name = str(value).encode("utf-8", "surrogatepass")
+    if len(name) > _MAX_NAME:
+        raise ConfigError(f"{what} holds a name of {len(name)} bytes; is it the list?")
+    return name
 
 
 # Of a key CC_CC_VVVV_FFFFFFFF the last part counts frames of one video.

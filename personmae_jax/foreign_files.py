@@ -1,0 +1,90 @@
+"""Reads files that somebody else made: regular files only, never more than a limit.
+
+A named pipe would block for ever, a device never end, a huge file fill the memory.
+Every image, list, JSON file and archive is opened here. What is wrong is an `OSError`
+whose `strerror` ends a sentence: "{path} cannot be read: {error.strerror}".
+"""
+
+import codecs
+import errno
+import io
+import json
+import os
+import stat
+from typing import Any
+
+Path = str | bytes | os.PathLike[str]
+
+MAX_TEXT = 2**28  # bytes of a list or JSON file: 4 million names have 0.1 GB
+
+_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def open_descriptor(path: Path) -> tuple[int, int]:
+    """(descriptor, size in bytes) of a regular file; the caller closes it.
+
+    Raises:
+      OSError: There is none, it may not be read, or it is something else.
+    """
+    # Non-blocking, else opening a pipe waits for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        what = "is a folder" if is_folder else "is a pipe or a device, not a file"
+        raise OSError(errno.EINVAL, what, os.fsdecode(path))
+    return descriptor, status.st_size
+
+
+def open_file(path: Path) -> io.FileIO:
+    """A regular file, unbuffered, for reading; errors as of `open_descriptor`."""
+    return io.FileIO(open_descriptor(path)[0], "rb")
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The whole content.
+
+    Raises:
+      OSError: As of `open_descriptor`, or it is larger than `limit` bytes.
+    """
+    # Of the system itself: `open` calls it twice as often, and at every call threads
+    # wait for each other.
+    descriptor, size = open_descriptor(path)
+    try:
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fsdecode(path))
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path, limit: int = MAX_TEXT) -> list[bytes]:
+    """The lines of a list without blanks around them; empty ones are left out.
+
+    A byte order mark is no part of the first line, and UTF-16, which Windows writes,
+    becomes UTF-8.
+
+    Raises:
+      OSError: As of `read_file`.
+    """
+    data = read_file(path, limit).removeprefix(codecs.BOM_UTF8)
+    if data.startswith(_UTF16_BOMS):
+        data = data.decode("utf-16", "replace").encode("utf-8", "replace")
+    return [line for text in data.splitlines() if (line := text.strip())]
+
+
+def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      OSError: As of `read_file`.
+      ValueError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_file(path, limit))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
