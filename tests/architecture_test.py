@@ -15,7 +15,7 @@ LAYERS = """
 errors foreign_files config config_check config_finetune config_json trees
 sharding pixels optim
 synthetic data models engine prepare pytorch reid
-pretrain finetune preflight
+pretrain finetune unsupervised preflight
 __init__
 """.split()
 JAX_FREE_FILES = (

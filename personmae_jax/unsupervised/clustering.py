@@ -1,0 +1,246 @@
+"""Pseudo labels: DBSCAN on the k-reciprocal Jaccard distance, without a full matrix.
+
+Distances above eps are never needed, so only those up to `MAX_EPS` are kept, a dozen a
+row where people differ. DBSCAN on that graph gives the labels that it gives on the full
+matrix. No identity is read here, and nothing is random.
+
+Sources: the clustering of damo-cv/TransReID-SSL, cluster-contrast-reid: usl.py and
+utils/faiss_rerank.py, which CION and PASS share; its k1 counts the image itself. Ester
+et al., A Density-Based Algorithm (KDD 1996). Per-camera proxies: Wang et al., Camera-
+aware Proxies (arXiv 2012.10674).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float32, Int32, Int64
+
+from personmae_jax.errors import RunError
+from personmae_jax.reid.neighbours import (
+    Distances,
+    averaged,
+    expanded_reciprocal,
+    jaccard_distances,
+    k_nearest,
+    weighed,
+)
+from personmae_jax.reid.retrieval import cosine_distances
+
+OUTLIER = -1  # label of an image that belongs to no cluster
+EPS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)  # tried for eps=None; ours
+MAX_EPS = 0.8  # distances above are not kept
+
+# Rows of Jaccard distances made at once. Another size of blocks changes 1 in 100,000
+# neighbours by rounding, so these are part of what a label is, and no settings.
+_ROWS = 256
+_distances = functools.partial(cosine_distances, block=2**22)  # 16 MiB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Clusters:
+    """One clustering of n images.
+
+    Attributes:
+      labels: 0 .. number of clusters - 1, or OUTLIER. Clusters are numbered by their
+        first core image.
+      eps: The largest distance of neighbours that was used.
+      by_eps: (eps, number of clusters) for all of EPS, where they were asked for.
+    """
+
+    labels: Int32[np.ndarray, " n"]
+    eps: float
+    by_eps: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def count(self) -> int:
+        return int(self.labels.max(initial=OUTLIER)) + 1
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, " _c"]:
+        """Images of every cluster."""
+        return np.bincount(self.labels[self.labels != OUTLIER], minlength=self.count)
+
+    @property
+    def outliers(self) -> int:
+        """Images that belong to no cluster."""
+        return int(np.count_nonzero(self.labels == OUTLIER))
+
+
+def cluster(
+    features: Float32[np.ndarray, "_n _d"],
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float | None = 0.6,
+    min_samples: int = 4,
+    distances: Distances = _distances,
+) -> Clusters:
+    """Groups images that are likely of one person.
+
+    Args:
+      features: One an image, of any length but 0.
+      k1: Nearest images, the image itself among them, that reciprocity is sought in.
+      k2: Images to average over, the image itself among them; 1: no average.
+      eps: Largest Jaccard distance of neighbours, at most MAX_EPS; None: that of EPS
+        which makes the most clusters, the smallest of equals.
+      min_samples: Images within eps, the image itself among them, that make a core.
+      distances: (rows, columns) -> 1 - cosine in blocks of rows.
+
+    Raises:
+      RunError: Fewer than two clusters; with the number of them at each eps.
+      ValueError: A feature is zero or not finite.
+    """
+    graph = jaccard_graph(features, k1, k2, distances)
+    by_eps: tuple[tuple[float, int], ...] = ()
+    if eps is None:
+        by_eps = clusters_by_eps(graph, min_samples)
+        eps = max(by_eps, key=lambda pair: pair[1])[0]  # the first of equals
+    found = Clusters(labels=dbscan(graph, eps, min_samples), eps=eps, by_eps=by_eps)
+    if found.count < 2:
+        raise RunError(_collapse(found, by_eps or clusters_by_eps(graph, min_samples)))
+    return found
+
+
+def jaccard_graph(
+    features: Float32[np.ndarray, "_n _d"],
+    k1: int,
+    k2: int,
+    distances: Distances = _distances,
+) -> scipy.sparse.csr_array:
+    """Jaccard distances up to MAX_EPS, symmetric to the bit; 0 is stored as such.
+
+    An image is described by its k1-reciprocal neighbours, weighed by exp(-(squared
+    Euclidean distance of unit features)) and averaged over its k2 nearest.
+    """
+    n = len(features)
+    neighbours, _ = k_nearest(features, max(k1, k2), distances)
+    half = round(k1 / 2) + 1  # as in the authors' code, where k1 counts the image
+    members = expanded_reciprocal(neighbours[:, :k1], neighbours[:, :half])
+    # exp(-(1 - cosine) / 0.5) = exp(-(2 - 2 cosine))
+    rows = weighed(members, features, np.full(n, 0.5, np.float32))
+    rows = averaged(rows, neighbours[:, :k2]).tocsr()
+    # Sums in one order: else the distance of (i, j) and of (j, i) differ in a bit.
+    rows.sort_indices()
+    by_member = scipy.sparse.csc_array(rows)
+    columns, values, counts = [], [], []
+    for start in range(0, n, _ROWS):
+        block = jaccard_distances(rows[start : start + _ROWS], by_member, n)
+        block = np.maximum(block, 0)  # rounding gives -1e-7
+        own, near = np.nonzero(block <= np.float32(MAX_EPS))
+        columns.append(near)
+        values.append(block[own, near])
+        counts.append(np.bincount(own, minlength=len(block)))
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return scipy.sparse.csr_array(
+        (np.concatenate(values), np.concatenate(columns), ends), shape=(n, n)
+    )
+
+
+def dbscan(
+    graph: scipy.sparse.csr_array, eps: float, min_samples: int
+) -> Int32[np.ndarray, " n"]:
+    """Labels of DBSCAN; a missing entry of the graph is farther than any eps.
+
+    An image at the border of two clusters goes to that with the lower number.
+    """
+    from sklearn.cluster import DBSCAN  # takes half a second to import
+
+    is_near = graph.data <= np.float32(eps)
+    # Built anew, because scipy's own comparison drops the zeros of equal images.
+    ends = np.concatenate([[0], np.cumsum(is_near)])[graph.indptr]
+    near = scipy.sparse.csr_array(
+        (graph.data[is_near], graph.indices[is_near], ends), shape=graph.shape
+    )
+    fit = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(near)
+    return fit.labels_.astype(np.int32)
+
+
+def clusters_by_eps(
+    graph: scipy.sparse.csr_array, min_samples: int
+) -> tuple[tuple[float, int], ...]:
+    """(eps, number of clusters) for all of EPS."""
+    return tuple((e, int(dbscan(graph, e, min_samples).max()) + 1) for e in EPS)
+
+
+def warnings(
+    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | None = None
+) -> Iterator[str]:
+    """Yields a sentence for everything that makes pseudo labels doubtful.
+
+    A collapse looks like success in the loss: everybody is the same cluster.
+
+    Args:
+      clusters: Two or more.
+      cameras: That saw the images; None: not known.
+    """
+    n, largest = len(clusters.labels), int(clusters.sizes.max())
+    if largest > 0.2 * n:
+        yield (
+            f"One cluster holds {largest:,} of {n:,} images: eps={clusters.eps} is too "
+            "large, or the encoder tells nobody apart; try eps=None, or k1 near the "
+            "number of images a person."
+        )
+    if clusters.outliers > 0.8 * n:
+        yield (
+            f"{clusters.outliers:,} of {n:,} images are in no cluster: "
+            f"eps={clusters.eps} is too small, or the encoder tells people apart "
+            "poorly; try eps=None."
+        )
+    if cameras is not None and len(np.unique(cameras)) > 1:
+        across = num_across_cameras(clusters, cameras)
+        if across < 0.1 * clusters.count:
+            yield (
+                f"Only {across:,} of {clusters.count:,} clusters have images of two or "
+                "more cameras: they follow cameras rather than people; train with "
+                "per-camera proxies."
+            )
+
+
+def num_across_cameras(clusters: Clusters, cameras: Int64[np.ndarray, " n"]) -> int:
+    """How many clusters have images of two or more cameras."""
+    _, parents = camera_proxies(clusters.labels, cameras)
+    return int(np.count_nonzero(np.bincount(parents, minlength=1) > 1))
+
+
+def camera_proxies(
+    labels: Int32[np.ndarray, " n"], cameras: Int64[np.ndarray, " n"]
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " _p"]]:
+    """Splits every cluster into its images of one camera each.
+
+    Args:
+      labels: Of a clustering.
+      cameras: That saw the images.
+
+    Returns:
+      The proxy of every image, numbered by cluster, then by camera, or OUTLIER; and
+      the cluster of every proxy.
+    """
+    is_clustered = labels != OUTLIER
+    proxies = np.full(len(labels), OUTLIER, np.int32)
+    pairs = np.stack([labels[is_clustered], cameras[is_clustered]], axis=1)
+    found, numbers = np.unique(pairs, axis=0, return_inverse=True)
+    proxies[is_clustered] = numbers
+    return proxies, found[:, 0].astype(np.int32)
+
+
+def _collapse(clusters: Clusters, by_eps: tuple[tuple[float, int], ...]) -> str:
+    n = len(clusters.labels)
+    if clusters.count:
+        what = (
+            f"all {n - clusters.outliers:,} images that belong to a cluster, of {n:,}, "
+            f"are in one at eps={clusters.eps}: it is too large, or the encoder tells "
+            "nobody apart"
+        )
+    else:
+        what = (
+            f"none of {n:,} images has enough others within eps={clusters.eps} to make "
+            "a cluster"
+        )
+    table = ", ".join(f"{e} {count}" for e, count in by_eps)
+    return (
+        f"{what}; clusters by eps: {table}; take an eps with many, or eps=None, or k1 "
+        "near the number of images a person"
+    )
