@@ -53,7 +53,7 @@ def read_file(path: Path, limit: int) -> bytes:
     descriptor, size = open_descriptor(path)
     try:
         if size > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fsdecode(path))
+            raise OSError(errno.EFBIG, f"more than {limit} bytes", os.fsdecode(path))
         data = os.read(descriptor, size)
         while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more

@@ -16,7 +16,7 @@ def test_a_pipe_a_device_a_folder_and_a_huge_file_are_refused_at_once(tmp_path):
         (tmp_path / "pipe", "a pipe or a device"),
         ("/dev/zero", "a pipe or a device"),
         (tmp_path, "a folder"),
-        (tmp_path / "huge", "larger than 100 bytes"),
+        (tmp_path / "huge", "more than 100 bytes"),
         (tmp_path / "loop", "symbolic links"),
     ):
         with pytest.raises(OSError, match=words):

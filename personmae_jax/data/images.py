@@ -19,11 +19,12 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
+from personmae_jax.data import jpeg
+
 cv2.setNumThreads(0)
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _JPEG_START = b"\xff\xd8\xff"
-_JPEG_TABLE = b"\xff\xdb"  # the first quantisation table
 _ORIENTATION = 0x0112  # Exif tag
 
 # Exif orientation -> (transpose, then flip rows, then flip columns); JEITA CP-3451.
@@ -68,6 +69,8 @@ class Outcome(enum.IntEnum):
     SIXTEEN_BIT = 4, "16 bits a channel; the upper 8 were kept"
     ALPHA = 5, "transparency; laid on white"
     GREYSCALE = 6, "greyscale; repeated to 3 channels"
+    ALL_TRANSPARENT = 7, "transparent everywhere; its colours were taken"
+    EXTRA_BYTES = 8, "bytes between its pixels and its end; they were left out"
 
     EMPTY = 32, "empty"
     NOT_AN_IMAGE = 33, "not an image, of a format not known, or its header damaged"
@@ -77,6 +80,7 @@ class Outcome(enum.IntEnum):
     TOO_LARGE = 37, "more pixels than config.data.max_pixels"
     UNSUPPORTED = 38, "pixels that are neither 8 nor 16 bits a channel"
     UNREADABLE = 39, "the file or record cannot be read"
+    TOO_MANY_SCANS = 40, f"a JPEG of more than {jpeg.MAX_SCANS} scans"
 
     @property
     def is_bad(self) -> bool:
@@ -118,13 +122,16 @@ def decode(
     if not data:
         raise BadImage(Outcome.EMPTY)
     if data.startswith(_JPEG_START):
+        is_sequential, has_exif = jpeg.walk_header(data)
+        if not is_sequential and jpeg.has_too_many_scans(data):
+            raise BadImage(Outcome.TOO_MANY_SCANS)
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:  # a rare subsampling, or a damaged header: Pillow knows
             return _decode_any(data, max_pixels, min_side)
         _check_size(int(height), int(width), max_pixels, min_side)
         if colorspace != "CMYK":
-            return _decode_jpeg(data, colorspace)
+            return _decode_jpeg(data, colorspace, has_exif)
     return _decode_any(data, max_pixels, min_side)
 
 
@@ -153,15 +160,17 @@ def crop_resize(
 
 
 def _decode_jpeg(
-    data: bytes, colorspace: str
+    data: bytes, colorspace: str, has_exif: bool
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Outcome]:
+    outcome = Outcome.GREYSCALE if colorspace == "Gray" else Outcome.PLAIN
     try:
         image = simplejpeg.decode_jpeg(data, "RGB")
     except (ValueError, MemoryError) as error:
-        raise BadImage(_failure(error)) from error
-    outcome = Outcome.GREYSCALE if colorspace == "Gray" else Outcome.PLAIN
-    # Exif comes before the tables; a false alarm costs time only.
-    if data.find(b"Exif\0\0", 0, data.find(_JPEG_TABLE)) >= 0:
+        image = jpeg.decode_without_extra_bytes(data, str(error))
+        if image is None:
+            raise BadImage(_failure(error)) from error
+        outcome = Outcome.EXTRA_BYTES
+    if has_exif:
         try:
             _ignore_pillow_warnings()
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
@@ -223,6 +232,11 @@ def _to_rgb(
         outcome = Outcome.GREYSCALE
     if image.has_transparency_data:
         layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() == (
+            0,
+            0,
+        ):  # as in many BMP
+            return np.array(layer)[..., :3].copy(), Outcome.ALL_TRANSPARENT
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return np.array(image.convert("RGB")), outcome

@@ -5,8 +5,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 
+from personmae_jax import foreign_files
 from personmae_jax.config import DataConfig, SyntheticConfig
 from personmae_jax.config_check import PREPARE_DATA
+from personmae_jax.data import tfds_files
 from personmae_jax.data.names import Names, printable
 from personmae_jax.errors import ConfigError, first_line
 from personmae_jax.synthetic import pedestrian
@@ -15,6 +17,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
     + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
+MAX_BYTES = 2**28  # of one image: 50 million pixels of 3 bytes, and room
 _NAME_FEATURES = ("name", "filename", "image/filename")
 
 
@@ -111,17 +114,7 @@ class FolderRecords:
 
     def read(self, index: int) -> bytes:
         path = os.path.join(os.fsencode(self._root), self._names[index])
-        # Of the system itself: `open` calls it twice as often, and at every call
-        # threads wait for each other.
-        file = os.open(path, os.O_RDONLY)
-        try:
-            size = os.fstat(file).st_size
-            data = os.read(file, size)
-            while len(data) < size and (more := os.read(file, size - len(data))):
-                data += more
-            return data
-        finally:
-            os.close(file)
+        return foreign_files.read_file(path, MAX_BYTES)
 
     def name(self, index: int) -> str:
         return printable(self._names[index])
@@ -162,9 +155,9 @@ def list_images(root: str) -> tuple[list[bytes], int, bytes]:
                         continue
                     name = os.path.join(folder, entry.name)
                     suffix = os.path.splitext(entry.name)[1].lower()
-                    if entry.is_dir():
+                    if _is_dir(entry):
                         subfolders.append(name)
-                    elif not (entry.is_file() or entry.is_symlink()):
+                    elif not (entry.is_symlink() or entry.is_file()):
                         continue  # a pipe or a device
                     # A dangling link is listed, and counted as bad when it is read.
                     elif not suffix or os.fsdecode(suffix) in IMAGE_SUFFIXES:
@@ -179,6 +172,14 @@ def list_images(root: str) -> tuple[list[bytes], int, bytes]:
         # In order, so that of two links to one folder always the same one counts.
         folders.extend(sorted(subfolders, reverse=True))
     return names, num_others, other
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere is not."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 class TfdsRecords:
@@ -199,6 +200,7 @@ class TfdsRecords:
         self._path, self._split = path, split
         where = f"config.data.path={path!r}"
         try:
+            tfds_files.check_files(path)
             builder: Any = tfds.builder_from_directory(path)
             features = builder.info.features
         except Exception as error:
@@ -220,6 +222,7 @@ class TfdsRecords:
             self._examples = builder.as_data_source(split, decoders=encoded)
             if not len(self._examples):
                 raise ValueError("it is empty")
+            tfds_files.check_shards(builder.info.splits[split].file_instructions)
         except Exception as error:
             raise ConfigError(
                 f"config.data.split={split!r} of {where} cannot be opened "

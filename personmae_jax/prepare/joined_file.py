@@ -5,6 +5,8 @@ import os
 
 import numpy as np
 
+from personmae_jax import foreign_files
+
 DAMAGED = "download or copy it again"  # what helps
 
 
@@ -12,7 +14,7 @@ class JoinedFile(io.RawIOBase):
     """Several files end to end, as one that can be read and sought."""
 
     def __init__(self, paths: tuple[str, ...]):
-        self._files = [open(path, "rb", buffering=0) for path in paths]
+        self._files = [foreign_files.open_file(path) for path in paths]
         sizes = [os.fstat(file.fileno()).st_size for file in self._files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self._position = 0
@@ -48,7 +50,7 @@ class JoinedFile(io.RawIOBase):
 def open_parts(paths: tuple[str, ...]) -> io.BufferedReader:
     """One file, or the parts of one that was split, for reading."""
     first, *rest = paths
-    raw = JoinedFile(paths) if rest else open(first, "rb", buffering=0)
+    raw = JoinedFile(paths) if rest else foreign_files.open_file(first)
     return io.BufferedReader(raw, 1 << 16)
 
 

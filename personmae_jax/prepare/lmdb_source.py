@@ -53,7 +53,7 @@ def _open(path: str) -> Any:
     import lmdb  # only who has such a database needs it
 
     try:
-        return lmdb.open(
+        database = lmdb.open(
             path,
             subdir=os.path.isdir(path),
             readonly=True,
@@ -61,15 +61,32 @@ def _open(path: str) -> Any:
             readahead=False,  # members are read by many processes, maybe in any order
             create=False,
         )
+        needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
     except lmdb.Error as error:
         raise ConfigError(
             f"{path} is no readable LMDB ({first_line(error)}); copy it again"
         ) from error
+    file = os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
+    if os.path.getsize(file) < needed:  # reading past its end would kill the process
+        database.close()
+        raise ConfigError(
+            f"{path} is cut short: {os.path.getsize(file)} of {needed} bytes are "
+            "there; copy it again"
+        )
+    return database
 
 
 def _walk(path: str) -> Names:
-    with _open(path) as database, database.begin() as transaction:
-        return Names.pack(transaction.cursor().iternext(values=False))
+    import lmdb
+
+    try:
+        with _open(path) as database, database.begin() as transaction:
+            return Names.pack(transaction.cursor().iternext(values=False))
+    except lmdb.Error as error:
+        raise ConfigError(
+            f"{path} is a damaged LMDB ({first_line(error)}); copy it again, or put a "
+            f"{_KEYS_FILE} with its keys beside it to take what can be read"
+        ) from error
 
 
 def load_pickle(path: str) -> Any:
@@ -173,9 +190,14 @@ class LmdbReader:
         """The value of the key `name`.
 
         Raises:
-          MemberError: There is none, or it is larger than `limit` bytes.
+          MemberError: There is none, it is damaged, or larger than `limit` bytes.
         """
-        value = self._transaction.get(name) if 0 < len(name) <= 511 else None
+        import lmdb
+
+        try:
+            value = self._transaction.get(name) if 0 < len(name) <= 511 else None
+        except lmdb.Error as error:
+            raise MemberError(f"damaged in the LMDB ({first_line(error)})") from error
         if value is None:
             raise MemberError("not in the database")
         if len(value) > limit:

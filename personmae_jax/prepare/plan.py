@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
+from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
 from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import ConfigError
@@ -95,7 +96,7 @@ def describe(request: Request) -> dict[str, object]:
     described["source_bytes"] = [_size(path) for path in request.source]
     if request.keep_list is not None:
         try:
-            with open(request.keep_list, "rb") as file:
+            with foreign_files.open_file(request.keep_list) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ConfigError(
@@ -117,12 +118,20 @@ def read_plan(folder: epath.Path) -> Plan | None:
       ConfigError: It cannot be read.
     """
     try:
-        content = json.loads((folder / _PLAN_FILE).read_text(encoding="utf-8"))
+        content = foreign_files.read_json(folder / _PLAN_FILE)
         content["sources"] = [(kind, tuple(p)) for kind, p in content["sources"]]
-        return Plan(**content)
+        plan = Plan(**content)
+        counts = plan.num_listed, plan.num_members, plan.num_shards
+        if not all(type(n) is int and 0 < n < 2**40 for n in counts) or (
+            plan.num_shards != -(-plan.num_members // plan.shard_size)
+            or not isinstance(plan.request, dict)
+            or type(plan.request.get("min_side")) is not int
+        ):
+            raise ValueError("numbers that do not belong together")
+        return plan
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{folder / _PLAN_FILE} is damaged; remove {folder} and start again"
         ) from error

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from personmae_jax.config import DataConfig
 from personmae_jax.data.images import BadImage, Outcome, decode
 from personmae_jax.data.names import printable
+from personmae_jax.data.records import MAX_BYTES
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare.listing import MemberError
 from personmae_jax.prepare.lmdb_source import video_of
@@ -43,7 +44,6 @@ from personmae_jax.prepare.sources import open_reader
 DATASET = "persons"
 FEATURES = ("image", "name", "identity", "camera", "video")
 MAX_PIXELS = DataConfig().max_pixels
-_MAX_BYTES = 2**28  # of one file: 50 million pixels of 3 bytes, and room
 # Each record on its own, so that a random read touches nothing else; a JPEG's bytes
 # are not compressed again (it saves nothing and takes 20 us).
 _WRITER_OPTIONS = "group_size:1,uncompressed,max_parallelism:1"
@@ -176,7 +176,7 @@ def _read_member(plan: Plan, task: Task, number: int) -> bytes:
                 "back and start again with the same command"
             ) from error
         try:
-            return reader.read(task.names[number], task.places[number], _MAX_BYTES)
+            return reader.read(task.names[number], task.places[number], MAX_BYTES)
         except OSError as error:
             raise MemberError(error.strerror or "cannot be read") from error
 

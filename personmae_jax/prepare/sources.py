@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
 from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
 from personmae_jax.errors import ConfigError
@@ -23,7 +24,8 @@ from personmae_jax.prepare.tar_source import (
 )
 from personmae_jax.prepare.zip_source import ZIP_STARTS, ZipReader, list_zip
 
-_PART = re.compile(r"(.+)\.(\d{3})")  # of a file cut by `split` or 7-Zip
+# Of a file cut by 7-Zip (.001) or `split` (.aa, .00, .partaa).
+_PART = re.compile(r"(.+\.(?:part)?)(\d{2,3}|[a-z]{2,3})", re.DOTALL)
 
 
 @runtime_checkable
@@ -126,17 +128,31 @@ def _parts_of(path: str) -> tuple[str, ...]:
     match = _PART.fullmatch(path)
     if not match:
         return (path,)
-    folder, base = os.path.split(match[1])
-    names = os.listdir(folder or ".")
-    numbers = sorted(
-        int(m[2]) for name in names if (m := _PART.fullmatch(name)) and m[1] == base
-    )
+    start, suffix = match.groups()
+    folder, base = os.path.split(start)
+    if suffix.isalpha() and not os.path.exists(f"{start}{'a' * len(suffix)}"):
+        return (path,)  # .zip, .tar, ...: an ending that is no number
+    found = {}
+    for name in os.listdir(folder or "."):
+        part = _PART.fullmatch(name)
+        if part and part[1] == base and len(part[2]) == len(suffix):
+            if part[2].isdigit() == suffix.isdigit():
+                found[_part_number(part[2])] = name
+    numbers = sorted(found)
     if numbers[0] > 1 or numbers != [*range(numbers[0], numbers[-1] + 1)]:
+        shown = ", ".join(f".{found[n].removeprefix(base)}" for n in numbers)
         raise ConfigError(
-            f"--source={path}: parts {', '.join(f'.{n:03}' for n in numbers)} are "
-            "there; all are needed, without a gap, from .000 or .001 on"
+            f"--source={path}: parts {shown} are there; all are needed, without a "
+            "gap, from the first on"
         )
-    return tuple(f"{match[1]}.{number:03}" for number in numbers)
+    return tuple(os.path.join(folder, found[number]) for number in numbers)
+
+
+def _part_number(suffix: str) -> int:
+    """7 of "007", 27 of "bb"; .zip and the like are far from every other part."""
+    if suffix.isdigit():
+        return int(suffix)
+    return functools.reduce(lambda n, letter: 26 * n + ord(letter) - 97, suffix, 0)
 
 
 def _list_folder(paths: tuple[str, ...]) -> Listing:
@@ -158,13 +174,12 @@ class FolderReader:
         """The file's content.
 
         Raises:
-          MemberError: It is larger than `limit` bytes.
-          OSError: It cannot be read.
+          MemberError: It cannot be read, or is larger than `limit` bytes.
         """
-        with open(os.path.join(self._root, name), "rb") as file:
-            if os.fstat(file.fileno()).st_size > limit:
-                raise MemberError(f"more than {limit} bytes")
-            return file.read()
+        try:
+            return foreign_files.read_file(os.path.join(self._root, name), limit)
+        except OSError as error:
+            raise MemberError(error.strerror or "cannot be read") from error
 
 
 _LISTERS = {

@@ -3,12 +3,13 @@
 A member's name is told and never used as a path; links are never followed.
 """
 
-import contextlib
 import gzip
 import io
 import os
 import tarfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -29,11 +30,13 @@ class _BoundedReads:
     def __init__(self, file: io.BufferedIOBase):
         self._file = file
         self.tell, self.seek = file.tell, file.seek
+        self.last = b""  # what was read last: at the end, where a header should be
 
     def read(self, count: int) -> bytes:
         if not 0 <= count <= _MAX_HEADER:
             raise tarfile.ReadError("a header of absurd size")
-        return self._file.read(count)
+        self.last = self._file.read(count)
+        return self.last
 
 
 def is_tar_header(start: bytes) -> bool:
@@ -46,45 +49,66 @@ def is_tar_header(start: bytes) -> bool:
 
 
 def list_tar(paths: tuple[str, ...]) -> Listing:
-    """The regular files in a tar archive; a compressed one is read from end to end.
+    """The regular files in a tar archive, or in several that lie end to end.
+
+    All is accounted for: the stream is read to its end, where gzip keeps its checksum.
 
     Raises:
       ConfigError: It is damaged or cut short.
     """
-    names, places, num_others, end = [], [], 0, -1
+    names, places, num_others = [], [], 0
     try:
-        with contextlib.ExitStack() as opened:
-            stream = _plain_stream(opened.enter_context(open_parts(paths)))
-            archive = opened.enter_context(
-                tarfile.open(
-                    fileobj=_BoundedReads(stream),  # type: ignore[arg-type]
-                    mode="r:",
-                    errors="surrogateescape",
-                )
-            )
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # else all stay
-                if (
-                    member.offset <= end or member.size < 0
-                ):  # a negative size would lead back for ever
-                    raise tarfile.ReadError("a member of negative size")
-                end = member.offset
+        with open_parts(paths) as file:
+            stream = _plain_stream(file)
+            for member in _walk(stream, paths[0]):
                 if member.isreg() and not member.issparse():
                     names.append(os.fsencode(member.name))
                     places.append((member.offset_data, member.size))
                 elif not member.isdir():
                     num_others += 1
-            stream.seek(archive.offset)
-            if not stream.read(1):
-                logging.warning("%s has no end: it may be cut short", paths[0])
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        table = np.array(places, np.int64).reshape(len(places), 2)
+    except Exception as error:  # of tarfile, gzip, zlib, and of hostile numbers
         raise ConfigError(
             f"{paths[0]} is a damaged tar archive ({first_line(error)}); {DAMAGED}"
         ) from error
     if num_others:
         logging.warning("%s: left out %d links or the like", paths[0], num_others)
-    table = np.array(places, np.int64).reshape(len(places), 2)
     return Listing("tar", paths, Names.pack(names), table)
+
+
+def _walk(stream: io.BufferedIOBase, path: str) -> Iterator[tarfile.TarInfo]:
+    """Every member of the archives in `stream`, which is then at its end."""
+    start: int | None = 0
+    while start is not None:
+        stream.seek(start)
+        reads: Any = _BoundedReads(stream)
+        tar: Any = tarfile.open(fileobj=reads, mode="r:", errors="surrogateescape")
+        with tar:
+            end = -1
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else all stay
+                # A negative size would lead back for ever.
+                if member.offset <= end or member.size < 0:
+                    raise tarfile.ReadError("a member of negative size")
+                end = member.offset
+                yield member
+        # tarfile takes whatever is no header for the archive's end.
+        if reads.last.strip(b"\0"):
+            raise tarfile.ReadError("a header is damaged")
+        if not reads.last:
+            logging.warning("%s has no end: it may be cut short", path)
+        start = _skip_zeros(stream)
+
+
+def _skip_zeros(stream: io.BufferedIOBase) -> int | None:
+    """Where the next archive begins, in blocks of 512 bytes; None at the end."""
+    place = stream.tell()
+    while block := stream.read(1 << 16):
+        rest = block.lstrip(b"\0")
+        if rest:
+            return place + (len(block) - len(rest)) // 512 * 512
+        place += len(block)
+    return None
 
 
 def _plain_stream(file: io.BufferedReader) -> io.BufferedIOBase:

@@ -28,6 +28,7 @@ _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED = -1  # in place of a method
+_WRAP = 2**32
 
 
 def list_zip(paths: tuple[str, ...]) -> Listing:
@@ -47,6 +48,13 @@ def list_zip(paths: tuple[str, ...]) -> Listing:
             raise
         raise ConfigError(f"{paths[0]} is a damaged zip archive; {DAMAGED}") from error
     table = np.array(places, np.int64).reshape(len(places), 5)
+    order = np.sort(table[:, 0])
+    sizes = table[np.argsort(table[:, 0]), 1] + _LOCAL.size
+    if (order[:-1] + sizes[:-1] > order[1:]).any():
+        raise ConfigError(
+            f"{paths[0]} is no honest zip archive: members lie over one another; "
+            f"{DAMAGED}"
+        )
     return Listing("zip", paths, Names.pack(names), table)
 
 
@@ -57,8 +65,12 @@ def _read_directory(
     count, size, start, shift = _find_directory(file, path)
     file.seek(start)
     directory = file.read(size)
-    at = 0
-    for _ in range(count):
+    at = num_entries = last = 0
+    # Some writers know no zip64: the number of members has wrapped at 2**16, and
+    # above 4 GiB places have at 2**32.
+    is_wrapped = shift > 0 and shift % _WRAP == 0
+    shift = 0 if is_wrapped else shift
+    while at < size:
         fields = _CENTRAL.unpack_from(directory, at)
         magic, flags, method, checksum, stored, full, *lengths, attributes, offset = (
             fields
@@ -70,13 +82,21 @@ def _read_directory(
         name = directory[at : at + name_length]
         extra = directory[at + name_length : at + name_length + extra_length]
         at += name_length + extra_length + comment_length
-        if 0xFFFFFFFF in (stored, full, offset):
+        num_entries += 1
+        if is_wrapped:
+            offset += (
+                (last - offset + _WRAP - 1) // _WRAP * _WRAP if offset < last else 0
+            )
+            last = offset
+        elif 0xFFFFFFFF in (stored, full, offset):
             full, stored, offset = _read_zip64(extra, full, stored, offset)
         if name.endswith(b"/") or attributes & 0x10:
             continue  # a folder
         if flags & 1:
             method = _ENCRYPTED
         yield name, (offset + shift, stored, full, checksum, method)
+    if num_entries != count and (count >= 2**16 or num_entries % 2**16 != count):
+        raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
 
 
 def _find_directory(file: io.BufferedIOBase, path: str) -> tuple[int, int, int, int]:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from personmae_jax import foreign_files
 from personmae_jax.config import SyntheticConfig
 from personmae_jax.data import images
-from personmae_jax.data.records import Records, SyntheticRecords
+from personmae_jax.data.records import MAX_BYTES, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import layouts
 from personmae_jax.reid.layouts import JUNK, LAYOUTS
@@ -46,8 +47,8 @@ class ListedRecords:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        with open(os.path.join(self._root, self._names[index]), "rb") as file:
-            return file.read()
+        path = os.path.join(self._root, self._names[index])
+        return foreign_files.read_file(path, MAX_BYTES)
 
     def name(self, index: int) -> str:
         return layouts.printable(self._names[index])

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from personmae_jax import foreign_files
 from personmae_jax.data import names
 from personmae_jax.data.records import IMAGE_SUFFIXES
 from personmae_jax.errors import ConfigError
@@ -128,8 +129,7 @@ def printable(name: str) -> str:
 
 def _lines(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return [line.strip() for line in file if line.strip()]
+        return [os.fsdecode(line) for line in foreign_files.read_lines(path)]
     except OSError as error:
         raise ConfigError(f"{path!r} cannot be read ({error.strerror})") from error
 

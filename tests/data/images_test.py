@@ -10,6 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from personmae_jax.data import images
@@ -176,7 +177,7 @@ def test_what_cannot_be_an_image_says_why():
     assert _bad(b"%PDF-1.7 and more of it") is Outcome.NOT_AN_IMAGE
     assert _bad(jpeg[: len(jpeg) // 2]) is Outcome.TRUNCATED
     assert _bad(png[: len(png) // 2]) is Outcome.TRUNCATED
-    assert _bad(jpeg[:-2] + bytes(20) + jpeg[-2:]) is Outcome.DAMAGED
+    assert _bad(jpeg[:-2] + bytes(2000) + jpeg[-2:]) is Outcome.DAMAGED
     assert _bad(_encode(_smooth()[:1, :1], "PNG")) is Outcome.TOO_SMALL
     assert _bad(_encode(_smooth(7, 80), "JPEG")) is Outcome.TOO_SMALL
     floats = Image.fromarray(np.zeros((20, 20), np.float32))
@@ -284,3 +285,61 @@ def test_crop_resize_is_bicubic_and_does_not_alias():
 
 def test_opencv_starts_no_threads_of_its_own():
     assert images.cv2.getNumThreads() <= 1
+
+
+def _noise(height: int = 32, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _decode_small(data: bytes):
+    return decode(data, max_pixels=1 << 20, min_side=8)
+
+
+@pytest.mark.parametrize("extra", [b"\0", bytes(4), b"\x12\x34\x56\x78" * 4])
+def test_a_few_bytes_before_the_end_marker_cost_no_image(extra):
+    whole = simplejpeg.encode_jpeg(_noise())
+    pixels, outcome = _decode_small(whole[:-2] + extra + whole[-2:])
+    assert outcome in (Outcome.PLAIN, Outcome.EXTRA_BYTES)  # or read as padding
+    np.testing.assert_array_equal(pixels, _decode_small(whole)[0])
+    for cut in (2, 3, 20, 100):
+        with pytest.raises(BadImage):
+            _decode_small(whole[:-cut] + extra)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
+    out = io.BytesIO()
+    Image.fromarray(_noise()).save(out, "JPEG", progressive=True)
+    whole = out.getvalue()
+    assert _decode_small(whole)[1] == Outcome.PLAIN
+    last = whole.rindex(b"\xff\xda")
+    hostile = whole[:last] + whole[last:-2] * 20_000 + whole[-2:]
+    table = hostile.index(b"\xff\xdb")  # a gap before it hides nothing
+    for data in (hostile, hostile[:table] + b"\0\0" + hostile[table:]):
+        with pytest.raises(BadImage, match="more than 100 scans"):
+            _decode_small(data)
+
+
+def test_exif_orientation_counts_wherever_it_stands_before_the_pixels():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.fromarray(_noise()).save(out, "JPEG", exif=exif)
+    data = out.getvalue()
+    start = data.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+    rest = data[:start] + data[end:]
+    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xc4", b"\xff\xda"):
+        place = rest.index(marker)
+        moved = rest[:place] + data[start:end] + rest[place:]
+        assert _decode_small(moved)[1] == Outcome.ROTATED
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_an_image_that_is_transparent_everywhere_keeps_its_colours(kind):
+    pixels = np.dstack([_noise(), np.zeros((32, 16), np.uint8)])
+    out = io.BytesIO()
+    options = dict(lossless=True, exact=True) if kind == "WEBP" else {}
+    Image.fromarray(pixels).save(out, kind, **options)
+    found, outcome = _decode_small(out.getvalue())
+    assert outcome == Outcome.ALL_TRANSPARENT
+    np.testing.assert_array_equal(found, pixels[..., :3])

@@ -1,8 +1,11 @@
 """Promises about where images come from, and about what is said when they do not."""
 
 import io
+import json
 import os
 import pickle
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -180,7 +183,7 @@ def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):
 
 def test_synthetic_records_are_identity_by_camera_by_shot():
     cfg = SyntheticConfig(identities=3, cameras=2, shots=2, first_identity=10, seed=5)
-    records = open_records(DataConfig(source="synthetic", pedestrian=cfg))
+    records = open_records(DataConfig(source="synthetic", synthetic=cfg))
     assert len(records) == 12
     assert records.name(0) == "identity 10 camera 0 shot 0"
     assert records.name(7) == "identity 11 camera 1 shot 1"
@@ -213,6 +216,43 @@ def test_a_folder_without_images_says_so(tmp_path):
     _write(tmp_path, "notes.txt", "more.csv")
     with pytest.raises(ConfigError, match=r"holds no image \(2 files"):
         _open("folder", tmp_path)
+
+
+def test_a_tfds_set_that_says_other_than_its_shards_is_refused(people, tmp_path):
+    shutil.copytree(people, tmp_path / "a")
+    info = tmp_path / "a" / "dataset_info.json"
+    whole = info.read_text()
+    info.write_text(whole.replace('"5"', '"3"'))
+    with pytest.raises(ConfigError, match=r"holds 5 records where .* says 3"):
+        _open("tfds", tmp_path / "a")
+    many = json.loads(whole)
+    many["splits"][0]["shardLengths"] = ["1"] * 1_000_000
+    info.write_text(json.dumps(many))
+    with pytest.raises(ConfigError, match="lists 1000000 shards"):
+        _open("tfds", tmp_path / "a")
+
+
+def test_features_json_imports_nothing_but_tfds_itself(people, tmp_path):
+    shutil.copytree(people, tmp_path / "a")
+    features = tmp_path / "a" / "features.json"
+    features.write_text(
+        features.read_text().replace("tensorflow_datasets.core.features.text", "this")
+    )
+    with pytest.raises(ConfigError, match=r"features\.json names 'this_"):
+        _open("tfds", tmp_path / "a")
+    assert "this_feature" not in sys.modules
+
+
+def test_a_link_to_itself_and_a_pipe_cost_one_image_at_most(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "x.jpg").symlink_to("x.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "y.jpg").symlink_to("pipe.jpg")
+    records = _open("folder", tmp_path)
+    assert _names(records) == ["a.jpg", "x.jpg", "y.jpg"]
+    for index in (1, 2):
+        with pytest.raises(OSError, match="links|pipe"):
+            records.read(index)
 
 
 def test_what_is_wrong_with_a_tfds_data_set_is_said(people, tmp_path):

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 from image_files import members, write_folder, write_tar
-from prepare_test import one_by_one, run, shards_of
+from job_test import one_by_one, run, shards_of
 
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare import job as prepare_module

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from image_files import members, write_folder, write_lmdb, write_zip
-from prepare_test import shards_of
+from job_test import shards_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -1,10 +1,13 @@
 """Promises about what is found at a path, whatever it is called."""
 
+import contextlib
 import io
 import os
+import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -274,3 +277,140 @@ def test_a_folder_of_images_is_one_source_even_beside_archives(tmp_path):
     write_folder(tmp_path / "a", {"b/1.jpg": jpeg(0), "README": b"text"})
     write_zip(tmp_path / "a" / "c.zip", members(2))
     assert find_sources([str(tmp_path / "a")]) == [("folder", (str(tmp_path / "a"),))]
+
+
+def test_every_flipped_bit_of_a_compressed_tar_is_found(tmp_path):
+    content, num_found = members(5), 0
+    path = write_tar(tmp_path / "a.tar.gz", content, True)
+    whole = path.read_bytes()
+    for place in np.random.default_rng(1).integers(10, len(whole), 150).tolist():
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert read_all(path) == content, place  # a bit that nothing reads
+        except ConfigError:
+            num_found += 1
+    assert num_found >= 140
+
+
+@pytest.mark.parametrize("form", ["tar", "tar.gz"])
+def test_archives_that_lie_end_to_end_are_all_read(tmp_path, form):
+    content = members(9)
+    parts = [
+        write_tar(tmp_path / str(n), dict([*content.items()][n::3]), form == "tar.gz")
+        for n in range(3)
+    ]
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert read_all(whole) == content
+
+
+def test_a_tar_header_that_is_damaged_does_not_end_the_archive(tmp_path):
+    path = write_tar(tmp_path / "a.tar", members(5))
+    data = bytearray(path.read_bytes())
+    listing = list_sources([str(path)])[0]
+    data[int(listing.places[2, 0]) - 512 + 150] ^= 1  # its checksum
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="a header is damaged"):
+        list_sources([str(path)])
+    path.write_bytes(write_tar(path, members(2)).read_bytes() + b"x" * 512)
+    with pytest.raises(ConfigError, match="damaged tar archive"):
+        list_sources([str(path)])
+
+
+def test_chains_of_tar_headers_and_absurd_numbers_are_one_sentence(tmp_path):
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 1
+    chain = (link.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 3000
+    (tmp_path / "chain.tar").write_bytes(chain + bytes(10240))
+    for name, value in (("size", "9" * 5000), ("size", "1" + "0" * 30), ("mtime", "x")):
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {name: value}
+        (tmp_path / f"{name}{len(value)}.tar").write_bytes(
+            member.tobuf(tarfile.PAX_FORMAT) + bytes(10240)
+        )
+    for path in sorted(tmp_path.iterdir()):
+        with contextlib.suppress(ConfigError):
+            list_sources([str(path)])
+
+
+def test_a_zip_of_more_than_65535_files_without_zip64_is_read_whole(tmp_path):
+    path = tmp_path / "a.zip"
+    count = 65_536 + 200
+    locals_, entries, offset = [], [], 0
+    for number in range(count):
+        name = b"%06d.jpg" % number
+        tail = struct.pack("<IIIHH", zlib.crc32(b"x"), 1, 1, len(name), 0)
+        local = b"PK\3\4" + struct.pack("<HHHHH", 20, 0, 0, 0, 0) + tail + name + b"x"
+        entry = b"PK\1\2" + struct.pack("<HHHHHH", 20, 20, 0, 0, 0, 0) + tail
+        entries.append(entry + struct.pack("<HHHII", 0, 0, 0, 0, offset) + name)
+        locals_.append(local)
+        offset += len(local)
+    central = b"".join(entries)
+    end = struct.pack("<HHHHIIH", 0, 0, 200, 200, len(central), offset, 0)
+    path.write_bytes(b"".join(locals_) + central + b"PK\5\6" + end)
+    listing = list_sources([str(path)])[0]
+    assert len(listing.names) == count
+    reader = open_reader("zip", listing.paths)
+    assert reader.read(listing.names[count - 1], listing.places[count - 1], 9) == b"x"
+    damaged = path.read_bytes().replace(end[4:8], struct.pack("<HH", 201, 201))
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError, match="damaged zip archive"):
+        list_sources([str(path)])
+
+
+def test_zip_members_that_lie_over_one_another_are_refused(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
+    data = bytearray(path.read_bytes())
+    second = data.rindex(b"PK\x01\x02")
+    data[second + 42 : second + 46] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="over one another"):
+        list_sources([str(path)])
+
+
+@pytest.mark.parametrize("suffix", ["aa", "partaa", "00", "01", "000"])
+def test_parts_are_joined_whatever_split_called_them(tmp_path, suffix):
+    content, whole = members(9), tmp_path / "whole.tar"
+    data = write_tar(whole, content).read_bytes()
+    whole.unlink()
+    names = [suffix]
+    for _ in range(2):
+        names.append(names[-1][:-1] + chr(ord(names[-1][-1]) + 1))
+    for number, name in enumerate(names):
+        third = len(data) // 3 + 1
+        part = data[number * third : (number + 1) * third]
+        (tmp_path / f"whole.tar.{name}").write_bytes(part)
+    (tmp_path / "other.tar.zz").write_bytes(b"")
+    assert read_all(tmp_path / f"whole.tar.{names[1]}") == content
+    (tmp_path / f"whole.tar.{names[1]}").unlink()
+    with pytest.raises(ConfigError, match="all are needed"):
+        read_all(tmp_path / f"whole.tar.{names[2]}")
+
+
+def test_a_damaged_lmdb_costs_what_is_damaged_and_a_cut_one_is_told(tmp_path):
+    content = members(300)
+    path = write_lmdb(tmp_path / "lmdb", content, [*content])
+    file = path / "data.mdb"
+    whole = bytearray(file.read_bytes())
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match="is cut short"):
+        read_all(path)
+    page = whole.index([*content.values()][150]) // 4096 * 4096
+    whole[page : page + 16] = b"\xff" * 16
+    file.write_bytes(whole)
+    listing = list_sources([str(path)])[0]
+    reader, found = open_reader(listing.kind, listing.paths), 0
+    for number, name in enumerate(listing.names):
+        try:
+            reader.read(name, listing.places[number], LIMIT)
+            found += 1
+        except MemberError:
+            pass
+    assert 0 < found < 300
+    (path / "keys.pkl").unlink()
+    del reader
+    open_reader.cache_clear()
+    with pytest.raises(ConfigError, match="damaged LMDB"):
+        list_sources([str(path)])
