@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_files
+from importer_test import assert_encoder, refusal, with_file
 from tiny import tiny_config
 from torch_files import learned_table, save_torch
-from torch_import_test import assert_encoder, refusal, with_file
 
 from personmae_jax import pixels
 from personmae_jax.config import Config
