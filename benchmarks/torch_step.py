@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 class Predictor(nn.Module):
     def __init__(self, cfg: Config, settings: PredictorConfig, outputs: int):
         super().__init__()
-        width, heads = predictor_size(cfg, settings)
+        width, heads = predictor_size(cfg.encoder, settings)
         encoder, self.grid = cfg.encoder.width, cfg.grid
         self.memory_blocks = [i % cfg.encoder.depth for i in settings.memory_blocks]
         self.memory = nn.ModuleList(

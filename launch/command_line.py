@@ -19,7 +19,8 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from personmae_jax.config import Config, field_paths, nearest_field
+from personmae_jax.config import Config
+from personmae_jax.config_check import field_paths, nearest_field
 from personmae_jax.errors import ConfigError, RunError
 
 Settings = TypeVar("Settings")

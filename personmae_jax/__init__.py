@@ -44,10 +44,10 @@ def load_encoder(
 
     from personmae_jax import pixels
     from personmae_jax.engine.checkpoint import restore_encoder
-    from personmae_jax.engine.workdir import read_config
+    from personmae_jax.engine.workdir import read_settings
     from personmae_jax.models import personmae
 
-    cfg = read_config(workdir)
+    cfg = read_settings(workdir)
     params = restore_encoder(workdir, step, weights)
 
     def apply(params: dict[str, Any], images: "Array") -> "Array":
@@ -61,7 +61,9 @@ def load_encoder(
                 f"images are {images.dtype}{list(images.shape)}; this encoder takes "
                 f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"
             )
-        patches = pixels.normalised_patches(jnp.asarray(images), cfg)
-        return personmae.encode(cfg, params, patches).tokens
+        patches = pixels.normalised_patches(
+            jnp.asarray(images), cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+        )
+        return personmae.encode(cfg.encoder, cfg.grid, params, patches).tokens
 
     return params, apply

@@ -11,8 +11,6 @@ TransReID-SSL = 2111.12084. "ours" marks a choice of this project.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -148,11 +146,10 @@ class SyntheticConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class DataConfig:
-    source: str = "tfds"  # "tfds" (ArrayRecord), "folder" of images, or "synthetic"
-    path: str | None = None  # of the tfds data set or of the folder
-    split: str = "train"  # tfds only
-    height: int = 256  # pixels of both regions as the network sees them; TransReID
+class ImageConfig:
+    """Images as the network sees them, and how they are read."""
+
+    height: int = 256  # pixels; TransReID, HAP; 384 is their other size
     width: int = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -160,9 +157,16 @@ class DataConfig:
     num_workers: int = 0  # worker processes, each with num_threads; 0: this process
     max_pixels: int = 50_000_000  # of one image; a larger one counts as bad; ours
     min_side: int = 8  # pixels; a smaller one counts as bad; ours
+    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig(ImageConfig):
+    source: str = "tfds"  # "tfds" (ArrayRecord), "folder" of images, or "synthetic"
+    path: str | None = None  # of the tfds data set or of the folder
+    split: str = "train"  # tfds only
     # Distinct bad images over all records above which the run stops; ours.
     max_bad_fraction: float = 0.01
-    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -218,8 +222,32 @@ class ProfileConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class Config:
+class ModelConfig:
+    """An encoder, what it starts from and its images: what every kind of run has."""
+
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    data: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image, or of either region of one."""
+        patch = self.encoder.patch_size
+        return self.data.height // patch, self.data.width // patch
+
+    @property
+    def pos_embed_grid(self) -> tuple[int, int]:
+        """Grid in whose coordinates the fixed position embeddings are taken."""
+        return self.encoder.pos_embed_grid or self.grid
+
+    @property
+    def num_patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+
+@dataclass(slots=True, kw_only=True)
+class Config(ModelConfig):
     pixel_predictor: PredictorConfig = dataclasses.field(
         # Shallow tokens relieve the encoder of carrying pixels; BootMAE.
         default_factory=lambda: PredictorConfig(
@@ -237,7 +265,6 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
@@ -245,20 +272,12 @@ class Config:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of either region."""
-        patch = self.encoder.patch_size
-        return self.data.height // patch, self.data.width // patch
-
-    @property
-    def pos_embed_grid(self) -> tuple[int, int]:
-        """Grid in whose coordinates the fixed position embeddings are taken."""
-        return self.encoder.pos_embed_grid or self.grid
-
-    @property
-    def num_patches(self) -> int:
-        rows, columns = self.grid
-        return rows * columns
+    def predictors(self) -> dict[str, PredictorConfig]:
+        """The predictors that are trained, by the names of their parameters."""
+        predictors = {"pixel_predictor": self.pixel_predictor}
+        if self.loss.feature_weight:
+            predictors["feature_predictor"] = self.feature_predictor
+        return predictors
 
     @property
     def num_hidden(self) -> int:
@@ -266,26 +285,11 @@ class Config:
         return round(self.masks.ratio * self.num_patches)
 
 
-def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields (dotted path, value) of every leaf setting, e.g. ("optim.beta1", 0.9)."""
-    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
-        value, path = getattr(cfg, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
-            yield from field_paths(value, path + ".")
-        else:
-            yield path, value
-
-
-def nearest_field(cfg: object, path: str) -> str:
-    """Returns the existing setting whose dotted path looks most like `path`."""
-    paths = [name for name, _ in field_paths(cfg)]
-    same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
-    return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]
-
-
-def predictor_size(cfg: Config, predictor: PredictorConfig) -> tuple[int, int]:
+def predictor_size(
+    encoder: EncoderConfig, predictor: PredictorConfig
+) -> tuple[int, int]:
     """Returns (width, heads) of a predictor, the encoder's where it sets none."""
     return (
-        cfg.encoder.width if predictor.width is None else predictor.width,
-        cfg.encoder.num_heads if predictor.num_heads is None else predictor.num_heads,
+        encoder.width if predictor.width is None else predictor.width,
+        encoder.num_heads if predictor.num_heads is None else predictor.num_heads,
     )

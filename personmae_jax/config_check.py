@@ -1,11 +1,18 @@
 """Refuses settings that cannot train, each with one sentence, before any work."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from personmae_jax.config import Config, field_paths, predictor_size
+from personmae_jax.config import (
+    Config,
+    ImageConfig,
+    MeshConfig,
+    ModelConfig,
+    predictor_size,
+)
 from personmae_jax.errors import ConfigError
 
 PREPARE_DATA = "python launch/prepare_data.py --source PATH --out DIR"
@@ -22,7 +29,7 @@ def check(cfg: Config, device_count: int | None = None) -> None:
       ConfigError: One line for every setting that is wrong.
     """
     # The later rules divide by what the first ones have found in range.
-    problems = [*range_problems(cfg, _CHOICES, _RANGES)]
+    problems = [*range_problems(cfg, CHOICES, RANGES)]
     problems = problems or [*_model_problems(cfg), *_data_problems(cfg)]
     if not problems and device_count is not None:
         problems = [*_device_problems(cfg, device_count)]
@@ -30,7 +37,7 @@ def check(cfg: Config, device_count: int | None = None) -> None:
         raise ConfigError("\n".join(problems))
 
 
-_CHOICES = {
+CHOICES = {
     "masks.kind": ("block", "random"),
     "loss.pixel_target": ("normalised", "raw"),
     "loss.feature_loss": ("mse", "smooth_l1", "cosine"),
@@ -43,7 +50,7 @@ _CHOICES = {
     "eval.feature": ("cls", "mean", "cls+mean", "patches"),
 }
 # Closed intervals of numbers; None stands for no bound.
-_RANGES = {
+RANGES = {
     "encoder.width": (4, None),
     "encoder.depth": (1, 1000),
     "encoder.num_heads": (1, None),
@@ -142,7 +149,25 @@ def range_problems(
                 yield f"config.{path}={value} is out of range: it must be {bound}"
 
 
-def _model_problems(cfg: Config) -> Iterator[str]:
+def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (dotted path, value) of every leaf setting, e.g. ("optim.beta1", 0.9)."""
+    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
+        value, path = getattr(cfg, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from field_paths(value, path + ".")
+        else:
+            yield path, value
+
+
+def nearest_field(cfg: object, path: str) -> str:
+    """Returns the existing setting whose dotted path looks most like `path`."""
+    paths = [name for name, _ in field_paths(cfg)]
+    same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
+    return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]
+
+
+def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
+    """Yields a line for every setting with which no encoder can be built."""
     patch = cfg.encoder.patch_size
     for path, size in (("height", cfg.data.height), ("width", cfg.data.width)):
         if size % patch:
@@ -151,19 +176,31 @@ def _model_problems(cfg: Config) -> Iterator[str]:
                 f"config.encoder.patch_size={patch}; "
                 f"use e.g. {max(patch, size - size % patch)}"
             )
-    used = {"pixel_predictor": cfg.pixel_predictor}
-    if cfg.loss.feature_weight:
-        used["feature_predictor"] = cfg.feature_predictor
+    yield from _width_problems("encoder", cfg.encoder.width, cfg.encoder.num_heads)
+    if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
+        yield (
+            "config.init.fold_normalisation changes the weights of a file; "
+            "name one with --config.init.torch_weights=FILE"
+        )
+
+
+def _width_problems(name: str, width: int, num_heads: int) -> Iterator[str]:
+    if width % num_heads or width % 4:
+        step = math.lcm(num_heads, 4)
+        yield (
+            f"config.{name}.width={width} is not a multiple of num_heads={num_heads} "
+            f"and of 4 (sine-cosine); use e.g. {max(step, width - width % step)}"
+        )
+
+
+def _model_problems(cfg: Config) -> Iterator[str]:
+    yield from encoder_problems(cfg)
+    used = cfg.predictors
     own = (cfg.encoder.width, cfg.encoder.num_heads)
-    sizes = {name: predictor_size(cfg, predictor) for name, predictor in used.items()}
-    sizes = {"encoder": own} | {n: size for n, size in sizes.items() if size != own}
-    for name, (width, heads) in sizes.items():
-        if width % heads or width % 4:
-            step = math.lcm(heads, 4)
-            yield (
-                f"config.{name}.width={width} is not a multiple of num_heads={heads} "
-                f"and of 4 (sine-cosine); use e.g. {max(step, width - width % step)}"
-            )
+    for name, predictor in used.items():
+        size = predictor_size(cfg.encoder, predictor)
+        if size != own:
+            yield from _width_problems(name, *size)
     depth = cfg.encoder.depth
     for name, predictor in used.items():
         blocks = predictor.memory_blocks
@@ -178,11 +215,6 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         yield (
             "no predictor reads the encoder's last block, so its final norm would "
             "never be trained; put -1 into config.pixel_predictor.memory_blocks"
-        )
-    if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
-        yield (
-            "config.init.fold_normalisation changes the weights of a file; "
-            "name one with --config.init.torch_weights=FILE"
         )
     if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
         yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"
@@ -207,17 +239,23 @@ def _data_problems(cfg: Config) -> Iterator[str]:
             "folder of images with --config.data.source=folder, or try "
             "--config=configs/quickstart.py"
         )
+    yield from image_problems(cfg.data)
+
+
+def image_problems(data: ImageConfig) -> Iterator[str]:
+    """Yields a line for every statistic by which pixels cannot be normalised."""
     for path, values, low in (
-        ("mean", cfg.data.mean, -math.inf),
-        ("std", cfg.data.std, 0.0),
+        ("mean", data.mean, -math.inf),
+        ("std", data.std, 0.0),
     ):
         if len(values) != 3 or not all(low < x < math.inf for x in values):
             rule = "three numbers" if path == "mean" else "three numbers above 0"
             yield f"config.data.{path}={values} must be {rule}, of red, green and blue"
 
 
-def _device_problems(cfg: Config, device_count: int) -> Iterator[str]:
-    data, fsdp = cfg.mesh.data, cfg.mesh.fsdp
+def mesh_problems(mesh: MeshConfig, device_count: int) -> Iterator[str]:
+    """Yields a line if the mesh does not use all devices of all hosts, each once."""
+    data, fsdp = mesh.data, mesh.fsdp
     if device_count % fsdp or data not in (-1, device_count // fsdp):
         fitting = math.gcd(fsdp, device_count)
         yield (
@@ -225,6 +263,10 @@ def _device_problems(cfg: Config, device_count: int) -> Iterator[str]:
             f"devices that are here; use e.g. --config.mesh.data=-1 "
             f"--config.mesh.fsdp={fitting}"
         )
+
+
+def _device_problems(cfg: Config, device_count: int) -> Iterator[str]:
+    yield from mesh_problems(cfg.mesh, device_count)
     batch, parts = cfg.train.batch_size, device_count * cfg.train.accumulate
     nearest = max(parts, batch - batch % parts)
     if batch % parts:

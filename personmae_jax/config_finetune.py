@@ -15,17 +15,20 @@ from dataclasses import dataclass
 
 from personmae_jax.config import (
     CheckpointConfig,
-    Config,
-    DataConfig,
-    EncoderConfig,
+    ImageConfig,
     InitConfig,
     LogConfig,
     MeshConfig,
-    PredictorConfig,
-    SyntheticConfig,
-    TrainConfig,
+    ModelConfig,
 )
-from personmae_jax.config_check import check, range_problems
+from personmae_jax.config_check import (
+    CHOICES,
+    RANGES,
+    encoder_problems,
+    image_problems,
+    mesh_problems,
+    range_problems,
+)
 from personmae_jax.errors import ConfigError
 
 
@@ -42,19 +45,12 @@ class FinetuneInitConfig(InitConfig):
 
 
 @dataclass(slots=True, kw_only=True)
-class FinetuneDataConfig:
+class FinetuneDataConfig(ImageConfig):
+    """Here an image that is too large or too small is refused."""
+
     layout: str = "market1501"  # or "msmt17", "id_folders", "synthetic"
     path: str | None = None  # the data set's folder
     query_camera: int | None = None  # id_folders: of the queries; None: the first
-    height: int = 256  # pixels; TransReID, HAP; 384 is their other size
-    width: int = 128
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in 0..1; ImageNet
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    num_threads: int = 16  # as in pretraining
-    num_workers: int = 0
-    max_pixels: int = 50_000_000  # of one image; a larger one is refused
-    min_side: int = 8  # pixels; a smaller image is refused
-    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
     synthetic_train: int = 1000  # of its identities; the others are the test
 
 
@@ -126,9 +122,8 @@ class FinetuneEvalConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class FinetuneConfig:
-    # From scratch only: a run or a file brings its own.
-    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+class FinetuneConfig(ModelConfig):
+    # `encoder` counts from scratch only: a run or a file brings its own.
     init: FinetuneInitConfig = dataclasses.field(default_factory=FinetuneInitConfig)
     data: FinetuneDataConfig = dataclasses.field(default_factory=FinetuneDataConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -150,39 +145,8 @@ class FinetuneConfig:
         """Images a step, over all devices and hosts."""
         return self.sampling.identities * self.sampling.images
 
-    def as_pretraining(self) -> Config:
-        """What the encoder and the mesh are told, by pretraining's names."""
-        data, train = self.data, self.train
-        return Config(
-            encoder=self.encoder,
-            pixel_predictor=PredictorConfig(),  # as narrow and as deep as the encoder
-            init=InitConfig(
-                torch_weights=self.init.torch_weights,
-                fold_normalisation=self.init.fold_normalisation,
-            ),
-            data=DataConfig(
-                source="synthetic" if data.layout == "synthetic" else "folder",
-                path=data.path,
-                height=data.height,
-                width=data.width,
-                mean=data.mean,
-                std=data.std,
-                max_pixels=data.max_pixels,
-                min_side=data.min_side,
-                num_threads=data.num_threads,
-                num_workers=data.num_workers,
-                synthetic=data.synthetic,
-            ),
-            train=TrainConfig(
-                seed=train.seed,
-                batch_size=self.batch_size,
-                matmul_dtype=train.matmul_dtype,
-                remat=train.remat,
-            ),
-            mesh=self.mesh,
-        )
 
-
+# In addition to the settings that pretraining has under the same names.
 _CHOICES = {
     "init.weights": ("student", "teacher"),
     "data.layout": ("market1501", "msmt17", "id_folders", "synthetic"),
@@ -205,31 +169,24 @@ _RANGES = {
     "loss.identity_weight": (0, None),
     "loss.triplet_weight": (0, None),
     "loss.label_smoothing": (0, 0.99),
-    "optim.base_lr": (0, None),
     "optim.layer_decay": (0.01, 1),
-    "optim.warmup": (0, 1),
-    "optim.weight_decay": (0, None),
-    "optim.beta1": (0, 0.9999),
-    "optim.beta2": (0, 0.99999),
     "optim.momentum": (0, 0.9999),
-    "optim.clip_norm": (1e-12, None),
-    "train.epochs": (1e-9, None),
-    "train.steps": (1, 2**31 - 1),
     "eval.every_epochs": (1e-9, None),
     "eval.batch_size": (1, None),
-    "checkpoint.every_steps": (1, None),
-    "checkpoint.keep": (1, None),
-    "log.every_steps": (1, None),
 }
 
 
-def check_finetuning(cfg: FinetuneConfig) -> None:
+def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> None:
     """Refuses settings that cannot train, before any work.
+
+    Args:
+      cfg: The settings.
+      device_count: Devices of all hosts; None before the devices are known.
 
     Raises:
       ConfigError: One line for every setting that is wrong.
     """
-    problems = [*range_problems(cfg, _CHOICES, _RANGES)]
+    problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")
     if not (cfg.loss.identity_weight or cfg.loss.triplet_weight):
@@ -239,19 +196,16 @@ def check_finetuning(cfg: FinetuneConfig) -> None:
             "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
             "(or msmt17, id_folders), or try --config=configs/finetune_quickstart.py"
         )
+    # The later rules divide by what the first ones have found in range.
+    problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]
+    if not problems and device_count is not None:
+        problems = [*mesh_problems(cfg.mesh, device_count)]
+        if cfg.batch_size % device_count:
+            problems.append(
+                f"config.sampling: {cfg.sampling.identities} identities x "
+                f"{cfg.sampling.images} images do not split over {device_count} "
+                f"devices; use a multiple, e.g. "
+                f"--config.sampling.identities={device_count}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
-    network = cfg.as_pretraining()
-    network.data.source = "synthetic"  # where images come from is checked above
-    check(network)
-
-
-def check_devices(cfg: FinetuneConfig, device_count: int) -> None:
-    """Refuses a batch that does not split over the devices of all hosts."""
-    if cfg.batch_size % device_count:
-        raise ConfigError(
-            f"config.sampling: {cfg.sampling.identities} identities x "
-            f"{cfg.sampling.images} images do not split over {device_count} devices; "
-            f"use a multiple, e.g. --config.sampling.identities={device_count}"
-        )
-    check(cfg.as_pretraining(), device_count)

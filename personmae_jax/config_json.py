@@ -6,7 +6,8 @@ import types
 import typing
 from typing import Any
 
-from personmae_jax.config import Config, field_paths
+from personmae_jax.config import Config
+from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.errors import ConfigError
 

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from personmae_jax.config import Config
-
 Statistics = tuple[float, float, float]  # of R, G, B in 0 .. 1
 
 
@@ -50,11 +48,13 @@ def normalise(
 
 
 def normalised_patches(
-    images: UInt8[Array, "b height width c"], cfg: Config
+    images: UInt8[Array, "b height width c"],
+    patch: int,
+    mean: Statistics,
+    std: Statistics,
 ) -> Float[Array, "b n p"]:
-    """Patches of whole images, normalised with the settings' statistics."""
-    patches = patchify(images, cfg.encoder.patch_size)
-    return normalise(patches, cfg.data.mean, cfg.data.std)
+    """Patches of whole images, as `patchify` and `normalise` make them."""
+    return normalise(patchify(images, patch), mean, std)
 
 
 def denormalise(

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, Shaped
 
-from personmae_jax.config import Config, MeshConfig
+from personmae_jax.config import MeshConfig
 
 _DATA, _FSDP = "data", "fsdp"
 _MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
@@ -150,10 +150,10 @@ def with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-def matmul_dtype(cfg: Config, mesh: Mesh) -> DTypeLike:
-    """Returns config.train.matmul_dtype; "auto" is bfloat16 on TPU and GPU."""
-    if cfg.train.matmul_dtype != "auto":
-        return jnp.dtype(cfg.train.matmul_dtype)
+def matmul_dtype(name: str, mesh: Mesh) -> DTypeLike:
+    """Returns the dtype `name`; "auto" is bfloat16 on TPU and GPU, float32 on CPU."""
+    if name != "auto":
+        return jnp.dtype(name)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     return jnp.dtype(jnp.float32 if is_cpu else jnp.bfloat16)
 

@@ -6,8 +6,8 @@ import pytest
 from tiny import tiny_config
 
 from personmae_jax import config_check
-from personmae_jax.config import Config, field_paths
-from personmae_jax.config_check import check
+from personmae_jax.config import Config
+from personmae_jax.config_check import check, field_paths
 from personmae_jax.errors import ConfigError
 
 
@@ -53,24 +53,24 @@ def test_every_setting_has_a_rule_or_needs_none():
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
         *("data.mean", "data.std", "encoder.pos_embed_grid"),
     }
-    ruled = config_check._RANGES.keys() | config_check._CHOICES.keys()
+    ruled = config_check.RANGES.keys() | config_check.CHOICES.keys()
     assert not ruled & free
     assert {path for path, _ in field_paths(Config())} == ruled | free
 
 
 def test_defaults_lie_in_their_ranges_and_choices():
     fields = dict(field_paths(Config()))
-    for path, (low, high) in config_check._RANGES.items():
+    for path, (low, high) in config_check.RANGES.items():
         if fields[path] is not None:
             assert low is None or fields[path] >= low, path
             assert high is None or fields[path] <= high, path
-    for path, choices in config_check._CHOICES.items():
+    for path, choices in config_check.CHOICES.items():
         assert fields[path] in choices
 
 
-@pytest.mark.parametrize("path", config_check._RANGES)
+@pytest.mark.parametrize("path", config_check.RANGES)
 def test_numbers_out_of_range_are_refused_by_name(path):
-    low, high = config_check._RANGES[path]
+    low, high = config_check.RANGES[path]
     values = [] if low is None else [low - 1, math.nan, -math.inf]
     values += [math.inf] if high is None else [high + 1, math.inf]
     for value in values:
@@ -79,9 +79,9 @@ def test_numbers_out_of_range_are_refused_by_name(path):
         assert f"config.{path}={value} is out of range: it must be" in text
 
 
-@pytest.mark.parametrize("path", config_check._CHOICES)
+@pytest.mark.parametrize("path", config_check.CHOICES)
 def test_unknown_choices_are_refused_with_the_nearest_one(path):
-    choice = config_check._CHOICES[path][-1]
+    choice = config_check.CHOICES[path][-1]
     text = problems(**{path.replace(".", "__"): choice[:-1]})
     assert f"config.{path}='{choice[:-1]}' is not one of" in text
     assert f"did you mean --config.{path}={choice}?" in text

@@ -4,7 +4,7 @@ import pytest
 from finetuning import tiny_finetuning
 
 from personmae_jax import config_check, config_finetune
-from personmae_jax.config import field_paths
+from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_json import config_from_json, config_to_json
 from personmae_jax.errors import ConfigError
@@ -50,9 +50,9 @@ def test_a_wrong_setting_is_named_with_its_rule(fields, words):
 
 
 def test_a_batch_that_does_not_split_is_told_by_the_names_it_has_here():
-    config_finetune.check_devices(tiny_finetuning(), 8)
+    config_finetune.check_finetuning(tiny_finetuning(), 8)
     with pytest.raises(ConfigError, match=r"4 identities x 4 images do not split over"):
-        config_finetune.check_devices(tiny_finetuning(), 3)
+        config_finetune.check_finetuning(tiny_finetuning(), 3)
 
 
 def test_every_setting_has_a_rule_or_needs_none():
@@ -61,8 +61,8 @@ def test_every_setting_has_a_rule_or_needs_none():
         *("data.path", "data.query_camera", "head.use_cameras"),
     }
     ruled = config_finetune._RANGES.keys() | config_finetune._CHOICES.keys()
-    # These are handed on, under the same names, to the check of pretraining.
-    shared = config_check._RANGES.keys() | config_check._CHOICES.keys()
+    # These have the rules of pretraining, under the same names.
+    shared = config_check.RANGES.keys() | config_check.CHOICES.keys()
     shared |= {"encoder.learned_positions", "encoder.pos_embed_grid"}
     shared |= {"data.mean", "data.std"}
     paths = {path for path, _ in field_paths(FinetuneConfig())}

@@ -6,7 +6,8 @@ import typing
 import pytest
 from tiny import tiny_config
 
-from personmae_jax.config import Config, field_paths, nearest_field, predictor_size
+from personmae_jax.config import Config, predictor_size
+from personmae_jax.config_check import field_paths, nearest_field
 
 
 def sections(cfg, name="config"):
@@ -76,8 +77,8 @@ def test_the_default_grid_is_sixteen_by_eight_half_of_it_hidden():
 
 def test_a_predictor_takes_the_encoders_size_where_it_has_none():
     cfg = tiny_config()
-    assert predictor_size(cfg, cfg.feature_predictor) == (16, 2)
-    assert predictor_size(cfg, cfg.pixel_predictor) == (8, 2)
+    assert predictor_size(cfg.encoder, cfg.feature_predictor) == (16, 2)
+    assert predictor_size(cfg.encoder, cfg.pixel_predictor) == (8, 2)
 
 
 def test_the_defaults_are_those_of_the_method():
@@ -88,9 +89,9 @@ def test_the_defaults_are_those_of_the_method():
         12,
         12,
     )
-    assert predictor_size(cfg, cfg.pixel_predictor) == (512, 8)
+    assert predictor_size(cfg.encoder, cfg.pixel_predictor) == (512, 8)
     assert cfg.pixel_predictor.memory_blocks == (0, -1)
-    assert predictor_size(cfg, cfg.feature_predictor) == (768, 12)
+    assert predictor_size(cfg.encoder, cfg.feature_predictor) == (768, 12)
     assert cfg.feature_predictor.memory_blocks == (-1,)
     assert cfg.pixel_predictor.depth == cfg.feature_predictor.depth == 2
     assert (cfg.optim.beta1, cfg.optim.beta2) == (0.9, 0.95)

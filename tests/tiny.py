@@ -1,8 +1,12 @@
 """A network, a configuration and a batch so small that a test may train them."""
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Array
 
 from personmae_jax.config import Config, EncoderConfig, PredictorConfig
+from personmae_jax.models import personmae
 
 
 def tiny_config() -> Config:
@@ -18,6 +22,11 @@ def tiny_config() -> Config:
     cfg.data.height, cfg.data.width = 16, 8
     cfg.train.batch_size, cfg.train.steps = 8, 20
     return cfg
+
+
+def init_params(cfg: Config, key: Array) -> dict[str, Any]:
+    """The initial parameters of the whole network that the settings name."""
+    return personmae.init_params(cfg.encoder, cfg.predictors, cfg.grid, key)
 
 
 def tiny_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from personmae_jax.config import Config
 from personmae_jax.config_json import (
     Settings,
     config_from_json,
@@ -144,18 +143,10 @@ class Workdir:
             )
 
 
-def read_config(path: os.PathLike[str] | str) -> Config:
-    """The settings of the run in the workdir `path`; creates nothing.
-
-    Of a fine-tuned run, those of its encoder and pixels, as pretraining names them.
-    Raises as `read_settings` does.
-    """
-    settings = read_settings(path)
-    return settings if isinstance(settings, Config) else settings.as_pretraining()
-
-
 def read_settings(path: os.PathLike[str] | str) -> Settings:
     """The settings of the run in the workdir `path`, of either kind.
+
+    Creates nothing.
 
     Raises:
       ConfigError: No run is there, or its `config.json` is damaged or of another

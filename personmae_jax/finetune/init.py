@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from personmae_jax.config import Config
+from personmae_jax.config import ModelConfig
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.checkpoint import has_checkpoint, restore_encoder
-from personmae_jax.engine.workdir import read_config
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.pytorch import importer
 from personmae_jax.pytorch.positions import resample_positions
@@ -34,18 +34,18 @@ def settle(cfg: FinetuneConfig, workdir: str) -> None:
     if cfg.init.workdir is None and cfg.init.torch_weights is None:
         return
     if has_checkpoint(workdir):
-        _adopt(cfg, read_config(workdir))
+        _adopt(cfg, read_settings(workdir))
     elif cfg.init.workdir is not None:
-        source = read_config(cfg.init.workdir)
+        source = read_settings(cfg.init.workdir)
         _adopt(cfg, source)
-        is_other = source.pos_embed_grid != cfg.as_pretraining().grid
+        is_other = source.pos_embed_grid != cfg.grid
         cfg.encoder.pos_embed_grid = source.pos_embed_grid if is_other else None
     elif cfg.init.torch_weights is not None:
         size = (cfg.data.height, cfg.data.width)
         _adopt(cfg, importer.read_settings(cfg.init.torch_weights, size))
 
 
-def _adopt(cfg: FinetuneConfig, source: Config) -> None:
+def _adopt(cfg: FinetuneConfig, source: ModelConfig) -> None:
     cfg.encoder = copy.deepcopy(source.encoder)
     cfg.data.mean, cfg.data.std = source.data.mean, source.data.std
 
@@ -63,14 +63,14 @@ def read_encoder(cfg: FinetuneConfig) -> Start:
       ConfigError: The checkpoint or the file is missing or damaged.
     """
     if cfg.init.torch_weights is not None:
-        return importer.read_encoder(cfg.as_pretraining())
+        return importer.read_encoder(cfg)
     if cfg.init.workdir is None:
         return None, ("Encoder from scratch: random weights.",)
     try:
         params = restore_encoder(cfg.init.workdir, cfg.init.step, cfg.init.weights)
     except RunError as error:  # of the other run; no work of this one was done
         raise ConfigError(f"config.init.workdir: {error}") from error
-    grid, own = read_config(cfg.init.workdir).grid, cfg.as_pretraining().grid
+    grid, own = read_settings(cfg.init.workdir).grid, cfg.grid
     if "pos_embed" in params:
         table = np.asarray(params["pos_embed"])
         params = params | {"pos_embed": resample_positions(table, grid, own)}

@@ -42,10 +42,10 @@ def init_params(
       num_cameras: Of the whole data set.
       encoder: The encoder's parameters, if they are not to be random.
     """
-    network, d = cfg.as_pretraining(), cfg.encoder.width
+    d = cfg.encoder.width
     keys = jax.random.split(key, 3)
     if encoder is None:
-        encoder = personmae.init_params(network, keys[0])["encoder"]
+        encoder = personmae.init_encoder(cfg.encoder, cfg.grid, keys[0])
     params = {
         # Copied, because a train step takes the state's memory over.
         "encoder": jax.tree.map(jnp.copy, encoder),
@@ -71,17 +71,18 @@ def encode(
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b d"]:
     """The float32 cls token after the encoder's final norm."""
-    added = None
+    side_info = None
     if cfg.head.use_cameras:
-        added = cfg.head.camera_scale * params["camera_embed"][cameras]
-    network = cfg.as_pretraining()
+        side_info = cfg.head.camera_scale * params["camera_embed"][cameras]
+    patches = pixels.normalised_patches(
+        images, cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+    )
     tokens = personmae.encode(
-        network,
-        params["encoder"],
-        pixels.normalised_patches(images, network),
-        side_info=added,
+        *(cfg.encoder, cfg.grid, params["encoder"], patches),
+        side_info=side_info,
         drop_path_mask=drop_path_mask,
         dtype=dtype,
+        remat=cfg.train.remat,
     ).tokens
     return tokens[:, 0].astype(jnp.float32)
 

@@ -20,10 +20,9 @@ class Evaluator:
     def __init__(self, finetuning: Finetuning, dataset: ReidDataset):
         """Compiles nothing yet."""
         cfg = finetuning.cfg
-        network = cfg.as_pretraining()
-        encode = make_encode(cfg, matmul_dtype(network, finetuning.mesh))
+        encode = make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, finetuning.mesh))
         self._extract = Extractor(
-            encode, network.data, finetuning.mesh, cfg.eval.batch_size
+            encode, cfg.data, finetuning.mesh, cfg.eval.batch_size
         )
         self._dataset, self._cameras = dataset, camera_numbers(dataset)
 

@@ -130,7 +130,7 @@ def make_train_step(
     mesh: Mesh,
 ) -> Callable[[FinetuneState, Batch], tuple[FinetuneState, Metrics]]:
     """Returns the pure (state, batch) -> (state, metrics); `build` jits it."""
-    dtype, gather = matmul_dtype(cfg.as_pretraining(), mesh), sharding.gather(mesh)
+    dtype, gather = matmul_dtype(cfg.train.matmul_dtype, mesh), sharding.gather(mesh)
 
     def loss_fn(params: PyTree, statistics: PyTree, batch: Batch, key: Array):
         params, scales = gather(params), None

@@ -7,7 +7,7 @@ import gc
 import jax
 
 from personmae_jax import sharding
-from personmae_jax.config_finetune import FinetuneConfig, check_devices
+from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.engine.checkpoint import Checkpoints, has_checkpoint
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.workdir import Workdir
@@ -41,7 +41,7 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         starts from.
       RunError: The run had to stop. Checkpoints saved before are good.
     """
-    check_devices(cfg, jax.device_count())
+    check_finetuning(cfg, jax.device_count())
     # Before the workdir is this run's: what is not there is told, and can be mended.
     source = None if has_checkpoint(workdir) else read_encoder(cfg)
     finetuning = build(

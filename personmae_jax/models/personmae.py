@@ -1,5 +1,6 @@
 """The whole network behind plain functions; no other model module is imported."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from personmae_jax.config import Config, PredictorConfig, predictor_size
+from personmae_jax.config import EncoderConfig, PredictorConfig, predictor_size
 from personmae_jax.models.encoder import Encoded, Encoder
 from personmae_jax.models.layers import layer_norm, sample_drop_path_mask
 from personmae_jax.models.posembed import position_table
@@ -17,6 +18,7 @@ __all__ = [
     "Encoded",
     "sample_drop_path_mask",
     "encode",
+    "init_encoder",
     "init_params",
     "layer_norm",
     "position_table",
@@ -24,113 +26,154 @@ __all__ = [
 ]
 
 Params = dict[str, Any]
+Grid = tuple[int, int]  # rows and columns of patches
+Predictors = Mapping[str, PredictorConfig]  # by the names of their parameters
 
 # What each predictor predicts; its name is that of its parameters.
 _PREDICTED = {"pixel_predictor": "pixels", "feature_predictor": "features"}
 
 
 def encode(
-    cfg: Config,
-    encoder_params: Params,
+    encoder: EncoderConfig,
+    grid: Grid,
+    params: Params,
     patches: Float[Array, "b v p"],
     visible: Int[Array, "b v"] | None = None,
     *,
     side_info: Float[Array, "b d"] | None = None,
     drop_path_mask: Float[Array, "depth 2 b"] | None = None,
     dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
 ) -> Encoded:
     """Encodes patches of normalised pixels with a student's or a teacher's encoder.
 
     Args:
-      cfg: Names the architecture.
-      encoder_params: `params["encoder"]` or the teacher's parameters.
+      encoder: The architecture.
+      grid: Of a whole image, also where only some of its patches are given.
+      params: `params["encoder"]` or the teacher's parameters.
       patches: The patches that may be seen.
       visible: Raster index of each; None where all patches are given in order.
       side_info: To all tokens of an image before the first block.
       drop_path_mask: Of `sample_drop_path_mask`; None: no stochastic depth.
       dtype: Of matrix products and activations.
+      remat: What the backward pass computes again; see config.train.remat.
     """
-    return _encoder(cfg, dtype).apply(
-        {"params": encoder_params}, patches, visible, side_info, drop_path_mask
+    return _encoder(encoder, grid, dtype, remat).apply(
+        {"params": params}, patches, visible, side_info, drop_path_mask
     )
 
 
 def predict(
-    cfg: Config,
+    encoder: EncoderConfig,
+    predictors: Predictors,
+    grid: Grid,
     params: Params,
     encoded: Encoded,
     geometry: Float[Array, "b 4"],
     *,
     dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
 ) -> dict[str, Float[Array, "b n _"]]:
     """Predicts all patches of RegionB from RegionA's visible tokens.
 
     Args:
-      cfg: Names the architecture.
+      encoder: The architecture of what has encoded them.
+      predictors: The heads, as `Config.predictors` gives them.
+      grid: Of RegionB.
       params: Of the whole network.
       encoded: RegionA's visible tokens.
       geometry: Where RegionB lies in RegionA, see `regions.relative_geometry`.
       dtype: Of matrix products and activations.
+      remat: As of `encode`.
 
     Returns:
-      Float32 predictions: "pixels" (b, n, 3 * patch**2) and, unless
-      `cfg.loss.feature_weight` is 0, "features" (b, n, width of the encoder).
+      Float32 predictions: "pixels" (b, n, 3 * patch**2) and "features" (b, n, width
+      of the encoder), each if there is a predictor of it.
     """
     return {
         _PREDICTED[name]: predictor.apply({"params": params[name]}, encoded, geometry)
-        for name, predictor in _predictors(cfg, dtype).items()
+        for name, predictor in _predictors(
+            encoder, predictors, grid, dtype, remat
+        ).items()
     }
 
 
-def init_params(cfg: Config, key: Array) -> Params:
+def init_encoder(encoder: EncoderConfig, grid: Grid, key: Array) -> Params:
+    """Returns the initial float32 parameters of an encoder alone."""
+    return _init_encoder(encoder, grid, key)[1]
+
+
+def init_params(
+    encoder: EncoderConfig, predictors: Predictors, grid: Grid, key: Array
+) -> Params:
     """Returns the initial float32 parameters: "encoder" and one entry a predictor."""
-    keys = jax.random.split(key, 3)
-    patches = jnp.zeros((1, cfg.num_patches, 3 * cfg.encoder.patch_size**2))
-    encoder = _encoder(cfg, jnp.float32)
-    encoded, variables = encoder.init_with_output(keys[0], patches)
-    params = {"encoder": variables["params"]}
-    geometry = jnp.ones((1, 4))
+    encoded, encoder_params = _init_encoder(encoder, grid, key)
+    params, geometry = {"encoder": encoder_params}, jnp.ones((1, 4))
+    built = _predictors(encoder, predictors, grid, jnp.float32, "none")
     for predictor_key, (name, predictor) in zip(
-        keys[1:], _predictors(cfg, jnp.float32).items(), strict=False
+        _keys(key)[1:], built.items(), strict=False
     ):
         variables = predictor.init(predictor_key, encoded, geometry)
         params[name] = variables["params"]
     return params
 
 
-def _encoder(cfg: Config, dtype: DTypeLike) -> Encoder:
+def _keys(key: Array) -> Array:
+    """Of the encoder and of two predictors: one more head changes no other's key."""
+    return jax.random.split(key, 3)
+
+
+def _init_encoder(
+    encoder: EncoderConfig, grid: Grid, key: Array
+) -> tuple[Encoded, Params]:
+    patches = jnp.zeros((1, grid[0] * grid[1], 3 * encoder.patch_size**2))
+    module = _encoder(encoder, grid, jnp.float32, "none")
+    encoded, variables = module.init_with_output(_keys(key)[0], patches)
+    return encoded, variables["params"]
+
+
+def _encoder(
+    encoder: EncoderConfig, grid: Grid, dtype: DTypeLike, remat: str
+) -> Encoder:
     return Encoder(
-        width=cfg.encoder.width,
-        depth=cfg.encoder.depth,
-        num_heads=cfg.encoder.num_heads,
-        mlp_ratio=cfg.encoder.mlp_ratio,
-        grid=cfg.grid,
-        learned_positions=cfg.encoder.learned_positions,
-        pos_embed_grid=cfg.encoder.pos_embed_grid,
+        width=encoder.width,
+        depth=encoder.depth,
+        num_heads=encoder.num_heads,
+        mlp_ratio=encoder.mlp_ratio,
+        grid=grid,
+        learned_positions=encoder.learned_positions,
+        pos_embed_grid=encoder.pos_embed_grid,
         dtype=dtype,
-        remat=cfg.train.remat,
+        remat=remat,
     )
 
 
-def _predictors(cfg: Config, dtype: DTypeLike) -> dict[str, Predictor]:
+def _predictors(
+    encoder: EncoderConfig,
+    predictors: Predictors,
+    grid: Grid,
+    dtype: DTypeLike,
+    remat: str,
+) -> dict[str, Predictor]:
+    # 0.001: the loss starts at the variance of the target; Xavier starts it at 1.8.
+    heads = {
+        "pixel_predictor": (3 * encoder.patch_size**2, 0.001),
+        "feature_predictor": (encoder.width, None),
+    }
+
     def build(settings: PredictorConfig, outputs: int, head_std: float | None):
-        width, num_heads = predictor_size(cfg, settings)
+        width, num_heads = predictor_size(encoder, settings)
         return Predictor(
             width=width,
             depth=settings.depth,
             num_heads=num_heads,
-            memory_blocks=tuple(i % cfg.encoder.depth for i in settings.memory_blocks),
+            memory_blocks=tuple(i % encoder.depth for i in settings.memory_blocks),
             use_self_attention=settings.use_self_attention,
             outputs=outputs,
-            grid=cfg.grid,
+            grid=grid,
             head_std=head_std,
             dtype=dtype,
-            remat=cfg.train.remat,
+            remat=remat,
         )
 
-    # 0.001: the loss starts at the variance of the target; Xavier starts it at 1.8.
-    pixels = build(cfg.pixel_predictor, 3 * cfg.encoder.patch_size**2, 0.001)
-    if not cfg.loss.feature_weight:
-        return {"pixel_predictor": pixels}
-    features = build(cfg.feature_predictor, cfg.encoder.width, None)
-    return {"pixel_predictor": pixels, "feature_predictor": features}
+    return {name: build(cfg, *heads[name]) for name, cfg in predictors.items()}

@@ -39,7 +39,7 @@ def _encoder(cfg: Config, num_patches: int) -> int:
 def _predictor(
     cfg: Config, predictor: PredictorConfig, num_visible: int, outputs: int
 ) -> int:
-    width, _ = predictor_size(cfg, predictor)
+    width, _ = predictor_size(cfg.encoder, predictor)
     queries, part = cfg.num_patches, 1 + num_visible
     memory = part * len(predictor.memory_blocks)
     block = (

@@ -11,7 +11,6 @@ from jaxtyping import Array, PyTree, UInt8
 
 from personmae_jax import optim, pixels, sharding
 from personmae_jax.config import Config
-from personmae_jax.config_check import check
 from personmae_jax.errors import ConfigError
 from personmae_jax.pixels import unpatchify
 from personmae_jax.pretrain import losses
@@ -56,13 +55,17 @@ class Experiment:
 def build(cfg: Config, mesh: Mesh, num_steps: int) -> Experiment:
     """Assembles the run; compiles and allocates nothing.
 
+    Args:
+      cfg: Checked for the devices of the mesh.
+      mesh: Over all devices of all hosts.
+      num_steps: Length of the run.
+
     Raises:
-      ConfigError: The batch does not split over the mesh, or the teacher's schedule
-        does not forget its initial weights in `num_steps`.
+      ConfigError: The teacher's schedule does not forget its initial weights in
+        `num_steps`.
     """
-    check(cfg, mesh.size)
     optim.check_teacher(cfg.teacher, num_steps)
-    dtype = matmul_dtype(cfg, mesh)
+    dtype = matmul_dtype(cfg.train.matmul_dtype, mesh)
     learning_rate = optim.learning_rate_schedule(cfg.optim, cfg.train, num_steps)
     tx = optim.make_optimizer(cfg.optim, learning_rate)
 
@@ -146,7 +149,9 @@ def _make_reconstruct(cfg: Config, dtype: DTypeLike):
         region_b = predict_region_b(cfg, params, batch, dtype)["pixels"]
         if cfg.loss.pixel_target == "normalised":
             # Shown with the true patch's mean and deviation, as MAE's demo does.
-            patches = pixels.normalised_patches(batch["region_b"], cfg)
+            patches = pixels.normalised_patches(
+                batch["region_b"], cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+            )
             patch_mean, patch_std = losses.patch_moments(patches)
             region_b = region_b * patch_std + patch_mean
         region_b = pixels.denormalise(region_b, cfg.data.mean, cfg.data.std)

@@ -40,7 +40,10 @@ class Monitor:
     def __init__(self, experiment: Experiment, people: ReidDataset):
         """Compiles nothing yet."""
         cfg, mesh = experiment.cfg, experiment.mesh
-        encode = make_encode(cfg, cfg.eval.feature, dtype=matmul_dtype(cfg, mesh))
+        encode = make_encode(
+            *(cfg.encoder, cfg.data, cfg.eval.feature),
+            dtype=matmul_dtype(cfg.train.matmul_dtype, mesh),
+        )
 
         def encode_with_each(params: PyTree, pixels: Array, cameras: Array) -> Array:
             """An image is read once for student and teacher."""

@@ -47,7 +47,7 @@ def create_state(
       key: Of the random parameters.
       encoder: The student's encoder, if it is not to be random.
     """
-    params = personmae.init_params(cfg, key)
+    params = personmae.init_params(cfg.encoder, cfg.predictors, cfg.grid, key)
     if encoder is not None:
         # Copied, because a train step takes the state's memory over.
         params["encoder"] = jax.tree.map(jnp.copy, encoder)

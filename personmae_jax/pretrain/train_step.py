@@ -36,13 +36,24 @@ def predict_region_b(
     patches = patchify(batch["region_a"], cfg.encoder.patch_size)
     visible = jnp.take_along_axis(patches, batch["visible"][:, :, None], axis=1)
     encoded = personmae.encode(
-        cfg,
+        cfg.encoder,
+        cfg.grid,
         params["encoder"],
         pixels.normalise(visible, cfg.data.mean, cfg.data.std),
         batch["visible"],
         dtype=dtype,
+        remat=cfg.train.remat,
     )
-    return personmae.predict(cfg, params, encoded, batch["geometry"], dtype=dtype)
+    return personmae.predict(
+        cfg.encoder,
+        cfg.predictors,
+        cfg.grid,
+        params,
+        encoded,
+        batch["geometry"],
+        dtype=dtype,
+        remat=cfg.train.remat,
+    )
 
 
 def make_loss_fn(
@@ -57,13 +68,19 @@ def make_loss_fn(
 
     def loss_fn(params, teacher_params, centre, feature_weight, batch: Batch):
         predicted = predict_region_b(cfg, gather(params), batch, dtype)
-        patches_b = pixels.normalised_patches(batch["region_b"], cfg)
+        patches_b = pixels.normalised_patches(
+            batch["region_b"], cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+        )
         pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
         metrics = {"pixel_loss": pixel}
         total, features_mean = cfg.loss.pixel_weight * pixel, centre
         if "features" in predicted:
             teacher = gather(teacher_params)
-            features = personmae.encode(cfg, teacher, patches_b, dtype=dtype)
+            features = personmae.encode(
+                *(cfg.encoder, cfg.grid, teacher, patches_b),
+                dtype=dtype,
+                remat=cfg.train.remat,
+            )
             features = jax.lax.stop_gradient(features.blocks[-1][:, 1:])
             target = losses.feature_target(
                 features, None if cfg.loss.centre_momentum is None else centre

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from personmae_jax.config import Config
-from personmae_jax.config_json import config_to_json
+from personmae_jax.config import Config, ModelConfig
+from personmae_jax.config_json import Settings, config_to_json
 from personmae_jax.engine import revision
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
-from personmae_jax.engine.workdir import read_config
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import weights as torch_weights
 from personmae_jax.pytorch.layouts import LAYOUTS, head_tensors
@@ -70,9 +70,10 @@ def export(
         if target in pathlib.Path(reference).expanduser().absolute().parents:
             raise ConfigError(f"--reference={reference} lies in --out; name it outside")
         reference = _check_target(reference, "--reference", (".npz",))
-    cfg = read_config(workdir)
+    cfg = read_settings(workdir)
     grid = cfg.grid if grid is None else grid
-    weights = cfg.export.weights if weights is None else weights
+    if weights is None:  # a fine-tuned run has no teacher
+        weights = cfg.export.weights if isinstance(cfg, Config) else "student"
     step, about = describe(workdir, step)
     params = restore_encoder(workdir, step, weights)
     _refuse_non_finite(params, f"the {weights}'s weights at step {step}")
@@ -94,7 +95,7 @@ def export(
 def _write(
     target: pathlib.Path,
     layout: str,
-    cfg: Config,
+    cfg: ModelConfig,
     tensors: dict[str, np.ndarray],
     meta: dict[str, Any],
     examples: Examples,
@@ -132,7 +133,7 @@ def _write_reference(reference: pathlib.Path, examples: Examples) -> None:
 
 
 def encoder_tensors(
-    cfg: Config, params: dict[str, Any], grid: tuple[int, int]
+    cfg: ModelConfig, params: dict[str, Any], grid: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """Returns the tensors of a file, by PyTorch's names, in the order of the network.
 
@@ -158,7 +159,7 @@ def encoder_tensors(
 
 
 def describe_export(
-    cfg: Config,
+    cfg: Settings,
     grid: tuple[int, int],
     weights: str,
     step: int,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from personmae_jax.config import Config
+from personmae_jax.config import ModelConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import read, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
@@ -30,7 +30,7 @@ class Imported(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_encoder(cfg: Config) -> Imported:
+def read_encoder(cfg: ModelConfig) -> Imported:
     """Returns the encoder of the file `cfg.init.torch_weights`.
 
     Raises:
@@ -67,7 +67,7 @@ def read_encoder(cfg: Config) -> Imported:
     return Imported(params, tuple(notes))
 
 
-def read_settings(path: str, size: tuple[int, int] | None = None) -> Config:
+def read_settings(path: str, size: tuple[int, int] | None = None) -> ModelConfig:
     """Returns settings with which `read_encoder` reads the encoder in a file as it is.
 
     The architecture is that of the file's shapes, with heads 64 wide unless the file
@@ -82,7 +82,7 @@ def read_settings(path: str, size: tuple[int, int] | None = None) -> Config:
         size that its positions are for cannot be told.
     """
     found, meta = _open(path)
-    cfg = Config()
+    cfg = ModelConfig()
     cfg.init.torch_weights = path
     for name, value in architecture(found.tensors).items():
         setattr(cfg.encoder, name, value)
@@ -120,7 +120,7 @@ def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
     return found, _own_meta(opened)
 
 
-def _read_tensors(found: dict[str, Any], cfg: Config) -> tuple[Tensors, list[str]]:
+def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, list[str]]:
     """Returns the tensors that `cfg` asks for, and a line for each kind of misfit."""
     wanted = weights.tensor_shapes(cfg.encoder, cfg.grid)
     unfit = []
@@ -148,7 +148,7 @@ def _read_tensors(found: dict[str, Any], cfg: Config) -> tuple[Tensors, list[str
     return tensors, [f"{k}: {', '.join(names)}" for k, names in lines.items() if names]
 
 
-def _hint(found: dict[str, Any], cfg: Config) -> str:
+def _hint(found: dict[str, Any], cfg: ModelConfig) -> str:
     """The settings that the file's shapes speak for, where they are others."""
     if any(name.startswith("patch_embed.conv") for name in found):
         return ", its stem is convolutional (the ICS models of TransReID-SSL and PASS)"
@@ -183,7 +183,7 @@ def fold_normalisation(
     }
 
 
-def _check_architecture(cfg: Config) -> None:
+def _check_architecture(cfg: ModelConfig) -> None:
     """Raises ConfigError if no encoder of ours is like this."""
     encoder = cfg.encoder
     counts = (encoder.width, encoder.depth, encoder.mlp_ratio, encoder.patch_size)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from personmae_jax.config import Config
+from personmae_jax.config import ModelConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import weights
 
@@ -23,7 +23,7 @@ def choose_positions(
     table: Float32[np.ndarray, "1 t d"],
     dtype: str,
     meta: Mapping[str, Any],
-    cfg: Config,
+    cfg: ModelConfig,
 ) -> tuple[np.ndarray, str]:
     """Returns the positions to start from, with the cls row, and a note on them.
 
@@ -67,7 +67,7 @@ def find_grid(
     table: Float32[np.ndarray, "1 t d"],
     dtype: str,
     meta: Mapping[str, Any],
-    cfg: Config,
+    cfg: ModelConfig,
 ) -> tuple[Grid, bool]:
     """Returns the grid that a table was trained on, and whether it was learned.
 
@@ -100,7 +100,7 @@ def _sine_cosine_grids(
     return None
 
 
-def _learned_grid(count: int, told: Grid | None, cfg: Config) -> Grid:
+def _learned_grid(count: int, told: Grid | None, cfg: ModelConfig) -> Grid:
     """The grid of a learned table, by our exports' word or by its number of patches."""
     grids = {cfg.grid} if cfg.num_patches == count else set()
     for ratio in _RATIOS:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from personmae_jax import pixels
-from personmae_jax.config import Config
+from personmae_jax.config import ModelConfig
 from personmae_jax.data.images import Box, crop_resize
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.models import personmae
@@ -35,7 +35,7 @@ class Examples(NamedTuple):
 
 
 def make_examples(
-    cfg: Config,
+    cfg: ModelConfig,
     params: dict[str, Any],
     grid: tuple[int, int],
     pos_embed: Float32[np.ndarray, "1 t d"],
@@ -54,14 +54,14 @@ def make_examples(
     with jax.default_matmul_precision("highest"):
         patches = patchify(jnp.asarray(images), cfg.encoder.patch_size)
         arrays = jax.tree.map(jnp.asarray, params)
-        tokens = personmae.encode(cfg, arrays, patches).tokens
+        tokens = personmae.encode(cfg.encoder, cfg.grid, arrays, patches).tokens
     return Examples(images, np.array(tokens))
 
 
 def verify(
     layout: layouts.Layout,
     path: pathlib.Path,
-    cfg: Config,
+    cfg: ModelConfig,
     examples: Examples,
 ) -> str:
     """Reads a file back and runs it in plain PyTorch; returns what came out.
@@ -113,7 +113,7 @@ def verify_without_torch(
     )
 
 
-def _images(cfg: Config) -> Float32[np.ndarray, "b height width 3"]:
+def _images(cfg: ModelConfig) -> Float32[np.ndarray, "b height width 3"]:
     size = (cfg.data.height, cfg.data.width, 3)
     noise = np.random.default_rng(0).standard_normal((NUM_NOISE, *size), np.float32)
     drawn = np.empty((NUM_PEDESTRIANS, *size), np.uint8)

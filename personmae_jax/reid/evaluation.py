@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
 from personmae_jax import sharding
-from personmae_jax.config import DataConfig
+from personmae_jax.config import ImageConfig
 from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import RunError, first_line
@@ -151,7 +151,9 @@ def _features(
     """Of the queries, and of the gallery."""
     cfg = subject.cfg
     encode = make_encode(
-        cfg, request.feature, flip=request.flip, dtype=matmul_dtype(cfg, mesh)
+        *(subject.cfg.encoder, subject.cfg.data, request.feature),
+        flip=request.flip,
+        dtype=matmul_dtype(subject.matmul_dtype, mesh),
     )
     records = np.concatenate([people.query, people.gallery])
     batch_size = min(_IMAGES * mesh.size, len(records))
@@ -189,7 +191,7 @@ def _write_features(
 
 
 def _write_picture(
-    folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: DataConfig
+    folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: ImageConfig
 ) -> None:
     size = (_HEIGHT, round(_HEIGHT * data.width / data.height))
 
@@ -207,7 +209,7 @@ def _write_picture(
 
 
 def _panel(
-    people: ReidDataset, record: int, data: DataConfig, size: tuple[int, int]
+    people: ReidDataset, record: int, data: ImageConfig, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """One image in the proportions in which the encoder sees it."""
     image = read_image(

@@ -5,10 +5,10 @@ import pathlib
 import tempfile
 from typing import Any, NamedTuple
 
-from personmae_jax.config import Config, SyntheticConfig
+from personmae_jax.config import ModelConfig, SyntheticConfig
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder
-from personmae_jax.engine.workdir import read_config, read_settings
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import importer
 from personmae_jax.reid import datasets
@@ -44,11 +44,13 @@ class Subject(NamedTuple):
       name: What messages call it.
       cfg: Its architecture, and the size and statistics of its images.
       params: Numpy arrays.
+      matmul_dtype: Of matrix products, as config.train names it.
     """
 
     name: str
-    cfg: Config
+    cfg: ModelConfig
     params: dict[str, Any]
+    matmul_dtype: str = "auto"
 
 
 def open_subject(request: Request) -> Subject:
@@ -72,20 +74,20 @@ def _open_run(request: Request, workdir: str) -> Subject:
         raise ConfigError(
             "--height and --width go with --torch-weights; a run has its own size"
         )
-    settings = read_settings(workdir)
-    if isinstance(settings, FinetuneConfig) and settings.head.use_cameras:
+    cfg = read_settings(workdir)
+    if isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras:
         raise ConfigError(
             f"the run in {workdir} was fine-tuned with camera embeddings, which are "
             "not of its encoder; its own scores are in its retrieval.json"
         )
-    cfg = read_config(workdir)
     try:
         step, _ = describe(workdir, request.step)
     except RunError as e:
         raise ConfigError(str(e)) from e  # nothing was done yet
     weights = request.weights or "student"
     params = restore_encoder(workdir, step, weights)
-    return Subject(f"the {weights} of {workdir} at step {step}", cfg, params)
+    dtype = cfg.train.matmul_dtype
+    return Subject(f"the {weights} of {workdir} at step {step}", cfg, params, dtype)
 
 
 def _open_file(request: Request, path: str) -> Subject:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 
 from personmae_jax import pixels, sharding
-from personmae_jax.config import Config, DataConfig
+from personmae_jax.config import EncoderConfig, ImageConfig
 from personmae_jax.data import images
 from personmae_jax.data.images import Box
 from personmae_jax.data.records import Records
@@ -34,7 +34,8 @@ FEATURES = ("cls", "mean", "cls+mean", "patches")
 
 
 def make_encode(
-    cfg: Config,
+    encoder: EncoderConfig,
+    data: ImageConfig,
     feature: str = "cls",
     *,
     flip: bool = False,
@@ -43,7 +44,8 @@ def make_encode(
     """Returns the function from an encoder's parameters and images to features.
 
     Args:
-      cfg: Names the architecture and the pixels' statistics.
+      encoder: The architecture.
+      data: Size and statistics of the images.
       feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
         or both, each of unit length, one after the other; or all "patches", each at
         its place, which takes n times the memory.
@@ -56,10 +58,13 @@ def make_encode(
     if feature not in FEATURES:
         raise ConfigError(f"feature {feature!r} is unknown; take {', '.join(FEATURES)}")
 
+    patch = encoder.patch_size
+    grid = data.height // patch, data.width // patch
+
     def encode(params: PyTree, images: Array, cameras: Array) -> Array:
         del cameras  # an encoder that was not told of them
-        patches = pixels.normalised_patches(images, cfg)
-        tokens = personmae.encode(cfg, params, patches, dtype=dtype).tokens
+        patches = pixels.normalised_patches(images, patch, data.mean, data.std)
+        tokens = personmae.encode(encoder, grid, params, patches, dtype=dtype).tokens
         tokens = tokens.astype(jnp.float32)
         parts = {
             "cls": tokens[:, 0],
@@ -78,7 +83,7 @@ def make_encode(
 class Extractor:
     """Turns records into features; compiled once, called by every host alike."""
 
-    def __init__(self, encode: Encode, data: DataConfig, mesh: Mesh, batch_size: int):
+    def __init__(self, encode: Encode, data: ImageConfig, mesh: Mesh, batch_size: int):
         """Compiles nothing yet.
 
         Args:

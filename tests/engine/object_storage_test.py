@@ -18,7 +18,7 @@ from personmae_jax.engine import lock
 from personmae_jax.engine.checkpoint import restore_encoder
 from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.storage import open_path
-from personmae_jax.engine.workdir import read_config
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 
 
@@ -104,7 +104,7 @@ def test_lock_and_config(store, workdir, monkeypatch):
     with pytest.raises(ConfigError, match="is in use"), open_workdir(workdir, cfg):
         pass
     (workdir / "lock").unlink()
-    assert read_config("gs://bucket/runs/one") == cfg
+    assert read_settings("gs://bucket/runs/one") == cfg
     cfg.train.seed = 1
     with pytest.raises(ConfigError, match="config.train.seed: 0 there, 1 here"):
         open_workdir(workdir, cfg).__enter__()

@@ -10,11 +10,12 @@ import time
 import pytest
 from etils import epath
 
-from personmae_jax.config import Config, field_paths
+from personmae_jax.config import Config
+from personmae_jax.config_check import field_paths
 from personmae_jax.config_json import config_to_json
 from personmae_jax.engine import lock, storage, workdir
 from personmae_jax.engine.storage import open_path
-from personmae_jax.engine.workdir import Workdir, read_config
+from personmae_jax.engine.workdir import Workdir, read_settings
 from personmae_jax.errors import ConfigError, RunError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -211,7 +212,7 @@ def test_config_is_written_at_the_first_start_and_read_back(tmp_path):
     cfg = changed(encoder={"width": 384, "num_heads": 6})
     with open_workdir(tmp_path / "new" / "run", cfg):
         pass
-    assert read_config(tmp_path / "new" / "run") == cfg
+    assert read_settings(tmp_path / "new" / "run") == cfg
 
 
 def test_other_settings_are_refused_naming_every_field(tmp_path):
@@ -243,7 +244,7 @@ def test_settings_that_change_no_result_may_change_and_are_kept_as_new(tmp_path)
     )
     with open_workdir(tmp_path, other):
         pass
-    assert read_config(tmp_path) == other
+    assert read_settings(tmp_path) == other
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_other_data_are_refused_wherever_they_lie(tmp_path, data):
         open_workdir(tmp_path, moved, **data),
     ):
         pass
-    assert read_config(tmp_path) == Config()
+    assert read_settings(tmp_path) == Config()
     with open_workdir(tmp_path, moved):
         pass
 
@@ -273,7 +274,7 @@ def test_a_run_goes_on_with_a_setting_that_came_later(tmp_path):
         open_workdir(tmp_path, other).__enter__()
     with open_workdir(tmp_path, Config()):
         pass
-    assert read_config(tmp_path) == Config()
+    assert read_settings(tmp_path) == Config()
 
 
 def test_free_fields_are_fields():
@@ -294,7 +295,7 @@ def test_a_damaged_record_is_refused_not_overwritten(tmp_path, content, name):
         with open_workdir(tmp_path, Config()):
             pass
     with pytest.raises(ConfigError, match="config.json"):
-        read_config(tmp_path)
+        read_settings(tmp_path)
     assert content is None or file.read_bytes() == content
 
 
@@ -315,7 +316,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, name):
 
 def test_reading_the_config_creates_nothing(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
-        read_config(tmp_path / "none")
+        read_settings(tmp_path / "none")
     assert not list(tmp_path.iterdir())
 
 

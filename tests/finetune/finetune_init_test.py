@@ -25,7 +25,7 @@ def test_another_input_size_keeps_the_coordinates_of_the_codes(tmp_path):
     cfg.data.height = 48
     _, _, notes = start(cfg, source, tmp_path)
     assert cfg.encoder.pos_embed_grid == (8, 4)
-    assert cfg.as_pretraining().grid == (12, 4)
+    assert cfg.grid == (12, 4)
     assert "8 x 4 positions are read at 12 x 4" in notes[0]
 
 

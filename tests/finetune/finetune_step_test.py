@@ -152,13 +152,15 @@ def test_drop_path_rates_grow_from_zero_and_keep_the_mean():
 
 
 def test_a_dropped_branch_leaves_its_image_and_no_other_as_it_was(alone):
-    network = with_cameras().as_pretraining()
+    cfg = with_cameras()
     params = alone[0][0].params["encoder"]
     patches = jax.random.normal(jax.random.key(1), (2, 8, 192))
 
     @jax.jit
     def encode(scales):
-        return personmae.encode(network, params, patches, drop_path_mask=scales)
+        return personmae.encode(
+            cfg.encoder, cfg.grid, params, patches, drop_path_mask=scales
+        )
 
     plain, ones = encode(None), encode(jnp.ones((2, 2, 2)))
     np.testing.assert_allclose(plain.tokens, ones.tokens, atol=1e-6)

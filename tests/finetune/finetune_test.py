@@ -18,7 +18,7 @@ from personmae_jax import sharding
 from personmae_jax.config import SyntheticConfig
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.engine.metrics import MetricsWriter
-from personmae_jax.engine.workdir import read_config
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import init
 from personmae_jax.finetune import train_loop as finetune
@@ -261,7 +261,7 @@ def test_a_run_is_resumed_without_what_it_started_from(tmp_path, no_preemption):
     assert again == cfg
     no_preemption.clear()
     assert finetune.run(again, str(tmp_path / "new"), tiny_people()) == 0
-    assert read_config(tmp_path / "new").pos_embed_grid == (8, 4)
+    assert read_settings(tmp_path / "new").pos_embed_grid == (8, 4)
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,11 @@ def load_config(path: Path):
 def param_names() -> str:
     cfg = load_config(CONFIGS / "quickstart.py")
     cfg.encoder.depth = 2
-    params = jax.eval_shape(lambda: personmae.init_params(cfg, jax.random.key(0)))
+    params = jax.eval_shape(
+        lambda: personmae.init_params(
+            cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(0)
+        )
+    )
     is_decayed = jax.tree.leaves(decay_mask(params))
     lines = []
     for (name, leaf), decays in zip(

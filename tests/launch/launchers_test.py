@@ -10,7 +10,8 @@ import time
 import pytest
 import yaml
 
-from personmae_jax.config import Config, field_paths
+from personmae_jax.config import Config
+from personmae_jax.config_check import field_paths
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import init_params, tiny_config
 
 from personmae_jax.config import Config, PredictorConfig
 from personmae_jax.models import personmae
@@ -13,7 +13,7 @@ from personmae_jax.models import personmae
 @pytest.fixture(scope="module")
 def params():
     cfg = tiny_config()
-    return jax.jit(lambda key: personmae.init_params(cfg, key))(jax.random.key(0))
+    return jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0))
 
 
 def leaves(params):
@@ -51,7 +51,7 @@ def test_tokens_start_at_a_fiftieth():
 
     @jax.jit
     def tokens():
-        params = personmae.init_params(cfg, jax.random.key(0))
+        params = init_params(cfg, jax.random.key(0))
         return [params["encoder"]["cls_token"], params["pixel_predictor"]["mask_token"]]
 
     cls_token, mask_token = tokens()
@@ -67,7 +67,7 @@ def test_all_parameters_are_float32(params):
 
 def test_another_key_gives_other_weights(params):
     cfg = tiny_config()
-    other = jax.jit(lambda key: personmae.init_params(cfg, key))(jax.random.key(1))
+    other = jax.jit(lambda key: init_params(cfg, key))(jax.random.key(1))
     kernel = params["encoder"]["patch_embed"]["kernel"]
     assert (kernel != other["encoder"]["patch_embed"]["kernel"]).any()
 
@@ -75,7 +75,7 @@ def test_another_key_gives_other_weights(params):
 def test_without_feature_weight_there_is_no_feature_predictor():
     cfg = tiny_config()
     cfg.loss.feature_weight = 0.0
-    params = jax.eval_shape(lambda: personmae.init_params(cfg, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
     assert params.keys() == {"encoder", "pixel_predictor"}
 
 
@@ -83,13 +83,15 @@ def test_the_encoder_does_not_depend_on_the_predictors(params):
     """So that an ablation of a predictor starts from the same encoder."""
     cfg = tiny_config()
     cfg.loss.feature_weight = 0.0
-    other = jax.jit(lambda key: personmae.init_params(cfg, key))(jax.random.key(0))
+    other = jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], other["encoder"])
 
 
 def test_the_numbers_of_a_vit_b_are_those_of_timm():
     encoder = jax.eval_shape(
-        lambda: personmae.init_params(Config(), jax.random.key(0))["encoder"]
+        lambda: personmae.init_encoder(
+            Config().encoder, Config().grid, jax.random.key(0)
+        )
     )
     # timm's vit_base_patch16 of 224 pixels, without its classifier: 85,798,656,
     # of which 197 * 768 are learned positions; ours are fixed.

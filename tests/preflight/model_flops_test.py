@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
-from tiny import tiny_batch, tiny_config
+from tiny import init_params, tiny_batch, tiny_config
 
 from personmae_jax.config import Config
 from personmae_jax.models import personmae
@@ -29,7 +29,7 @@ def products(jaxpr) -> int:
 
 def traced(cfg: Config, fn=lambda loss: loss):
     """The loss, or what `fn` makes of it, and arguments without data."""
-    params = jax.eval_shape(lambda: personmae.init_params(cfg, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
     centre = jax.ShapeDtypeStruct((cfg.encoder.width,), jnp.float32)
     arguments = (params, params["encoder"], centre, 1.0, tiny_batch(cfg))
     return fn(make_loss_fn(cfg, jnp.float32)), arguments
@@ -66,7 +66,7 @@ def test_the_forward_pass_makes_just_these_products(name):
     teacher = 0
     if cfg.loss.feature_weight:
         encode = jax.make_jaxpr(
-            lambda p, x: personmae.encode(cfg, p, x, dtype=jnp.float32)
+            lambda p, x: personmae.encode(cfg.encoder, cfg.grid, p, x)
         )
         patches = jnp.zeros((cfg.train.batch_size, cfg.num_patches, 3 * 4**2))
         teacher = products(encode(arguments[1], patches).jaxpr)

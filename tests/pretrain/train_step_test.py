@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_batch, tiny_config
+from tiny import init_params, tiny_batch, tiny_config
 
 from personmae_jax.config import Config, EncoderConfig, PredictorConfig
 from personmae_jax.data import images, regions
-from personmae_jax.models import personmae
 from personmae_jax.pretrain.train_step import (
     average_micro_batches,
     make_loss_fn,
@@ -40,7 +39,7 @@ def gradient_fn(dtype="float32", **loss_settings):
 @pytest.fixture(scope="module")
 def params():
     cfg = tiny_config()
-    return jax.jit(lambda: personmae.init_params(cfg, jax.random.key(0)))()
+    return jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,8 @@ def test_the_reference_holds_inputs_and_the_answers_of_jax(workdir, encoders, tm
     assert images.dtype == tokens.dtype == np.float32
     with jax.default_matmul_precision("highest"):
         expected = personmae.encode(
-            exported.small_config(),
+            exported.small_config().encoder,
+            exported.small_config().grid,
             jax.tree.map(jnp.asarray, encoders[20][0]),
             patchify(jnp.asarray(images), 4),
         )

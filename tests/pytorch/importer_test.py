@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch_files
 from safetensors.numpy import save_file
-from tiny import tiny_config
+from tiny import init_params, tiny_config
 from torch_files import noise, prefixed, save_torch, training_state
 
 from personmae_jax.config import Config
 from personmae_jax.errors import ConfigError
-from personmae_jax.models import personmae
 from personmae_jax.pytorch import export, layouts, weights
 from personmae_jax.pytorch.importer import read_encoder
 
@@ -94,7 +93,7 @@ def assert_encoder(params, tensors, pos_embed=None):
     """`params` are bit for bit those of `tensors`, and as our network names them."""
     cfg = tiny_config()
     cfg.encoder.learned_positions = pos_embed is not None
-    names = jax.eval_shape(lambda: personmae.init_params(cfg, jax.random.key(0)))
+    names = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, names["encoder"])
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     back = weights.encoder_to_torch(params, tensors["pos_embed"])

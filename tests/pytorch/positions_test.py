@@ -36,7 +36,7 @@ def our_tokens(cfg: Config, params, images: np.ndarray) -> np.ndarray:
     mean, std = (np.tile(x, 16) for x in (cfg.data.mean, cfg.data.std))
     patches = (patches - mean[None, None]) / std[None, None]
     arrays = jax.tree.map(jnp.asarray, params)
-    return np.asarray(personmae.encode(cfg, arrays, patches).tokens)
+    return np.asarray(personmae.encode(cfg.encoder, cfg.grid, arrays, patches).tokens)
 
 
 def their_tokens(cfg: Config, tensors, images, mean, std) -> np.ndarray:
@@ -91,7 +91,9 @@ def test_pixels_are_normalised_as_the_test_says():
     images = np.random.default_rng(0).integers(0, 256, (1, 16, 8, 3), np.uint8)
     mean, std = np.array(cfg.data.mean), np.array(cfg.data.std)
     np.testing.assert_allclose(
-        pixels.normalised_patches(jnp.asarray(images), cfg),
+        pixels.normalised_patches(
+            jnp.asarray(images), cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+        ),
         patchify(jnp.asarray((images / 255 - mean) / std, jnp.float32), 4),
         atol=1e-5,
     )

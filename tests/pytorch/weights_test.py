@@ -69,7 +69,7 @@ def test_a_vit_of_12_blocks_has_exactly_these_150_tensors(size):
 def test_the_table_holds_every_parameter_of_the_network():
     cfg = exported.small_config()
     network = jax.eval_shape(
-        lambda: personmae.init_params(cfg, jax.random.key(0))["encoder"]
+        lambda: personmae.init_encoder(cfg.encoder, cfg.grid, jax.random.key(0))
     )
     built = weights.encoder_from_torch(zeros(cfg))
     assert jax.tree.structure(built) == jax.tree.structure(network)

@@ -50,7 +50,7 @@ def params(cfg):
 
 def extract(cfg, params, records, indices, *, devices=8, batch_size=8, **options):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    encode = make_encode(cfg, **options)
+    encode = make_encode(cfg.encoder, cfg.data, **options)
     extractor = Extractor(encode, cfg.data, mesh, batch_size)
     return extractor(sharding.replicate(params, mesh), records, indices)
 
@@ -94,7 +94,8 @@ def test_one_device_makes_the_features_of_eight(cfg, params):
 def test_flip_adds_the_feature_of_the_mirror_image(cfg, params):
     pixels = np.stack([cv2.resize(x, (8, 16)) for x in Pictures(2).pixels])
     pixels, cameras = jax.numpy.asarray(pixels), jax.numpy.zeros(2, "int32")
-    encode, both = make_encode(cfg), make_encode(cfg, flip=True)
+    encode = make_encode(cfg.encoder, cfg.data)
+    both = make_encode(cfg.encoder, cfg.data, flip=True)
     plain = encode(params, pixels, cameras)
     mirrored = encode(params, pixels[:, :, ::-1], cameras)
     assert np.abs(plain - mirrored).max() > 0.01
@@ -128,7 +129,7 @@ def test_each_image_comes_with_its_camera_and_its_change(cfg):
 def test_the_loop_may_ask_for_features(cfg, params):
     """Where transfers that nobody asked for are refused."""
     mesh = sharding.make_mesh()
-    extractor = Extractor(make_encode(cfg), cfg.data, mesh, 8)
+    extractor = Extractor(make_encode(cfg.encoder, cfg.data), cfg.data, mesh, 8)
     params = sharding.replicate(params, mesh)
     with jax.transfer_guard("disallow"):
         assert extractor(params, Pictures(9), range(9)).shape == (9, 16)
@@ -155,7 +156,7 @@ def test_an_image_that_cannot_be_used_is_named(cfg, params, broken, monkeypatch)
 
 def test_an_unknown_feature_is_refused(cfg):
     with pytest.raises(ConfigError, match="'cls-mean' is unknown; take cls, mean"):
-        make_encode(cfg, "cls-mean")
+        make_encode(cfg.encoder, cfg.data, "cls-mean")
 
 
 def test_each_camera_loses_its_mean_unless_it_has_one_image():
