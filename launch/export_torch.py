@@ -33,7 +33,8 @@ _WEIGHTS = flags.DEFINE_string(
 _GRID = flags.DEFINE_string(
     "grid",
     None,
-    "ROWSxCOLUMNS of patches; the run's if absent. 14x14: TransReID, OML, MAE.",
+    "ROWSxCOLUMNS of patches of the model that loads it; the run's if absent: "
+    "16x8 at 256x128, 24x8 at 384x128, 21x10 at stride 12; 14x14 for MAE, OML.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference", None, "FILE.npz for example images and JAX's tokens of them."

@@ -22,9 +22,10 @@ from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import weights as torch_weights
 from personmae_jax.pytorch.layouts import LAYOUTS, head_tensors
-from personmae_jax.pytorch.model_card import instructions, model_card
+from personmae_jax.pytorch.model_card import model_card
 from personmae_jax.pytorch.model_names import architecture
 from personmae_jax.pytorch.positions import resample_positions
+from personmae_jax.pytorch.recipes import instructions
 from personmae_jax.pytorch.verification import (
     Examples,
     make_examples,
@@ -194,6 +195,7 @@ def describe_export(
         "config": config_to_json(cfg),
         "training": "fine-tuning" if "sampling" in about["config"] else "PersonMAE",
         "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
+        "neck_feature": about["config"].get("head", {}).get("feature", "before"),
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",

@@ -17,6 +17,7 @@ class Names(NamedTuple):
     cluster_contrast: str | None = None
     oml: str | None = None
     mae: str | None = None
+    fastreid: str | None = None
 
 
 _NAMES = {  # by width, depth, heads; MLP ratio 4, patch 16
@@ -36,6 +37,7 @@ _NAMES = {  # by width, depth, heads; MLP ratio 4, patch 16
         cluster_contrast="vit_base",
         oml="vitb16",
         mae="vit_base_patch16",
+        fastreid="base",
     ),
     (1024, 24, 16): Names(
         letter="L", timm="vit_large_patch16_224", mae="vit_large_patch16"

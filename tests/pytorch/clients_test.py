@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt
 
 from torch.nn import functional  # noqa: E402
 
-from personmae_jax.pytorch import model_card  # noqa: E402
+from personmae_jax.pytorch import recipes  # noqa: E402
 from personmae_jax.pytorch.export import export  # noqa: E402
 from personmae_jax.pytorch.weights import position_table, tensor_shapes  # noqa: E402
 
@@ -183,19 +183,19 @@ VITB = VITS | {"width": 768, "num_heads": 12}
 
 @pytest.mark.parametrize("codebase", HEADS)
 def test_the_recipe_quotes_what_success_looks_like(codebase):
-    told = model_card.instructions("vits.pth", "mae", VITS)
+    told = recipes.instructions("vits.pth", "mae", VITS)
     assert f"`{HEADS[codebase][1]}`" in told
 
 
 def test_hap_is_told_for_the_models_that_it_has():
-    told = model_card.instructions("vitb.pth", "mae", VITB)
+    told = recipes.instructions("vitb.pth", "mae", VITB)
     assert "--model vit_base_patch16 --resume vitb.pth" in told
-    assert "HAP" not in model_card.instructions("vits.pth", "mae", VITS)
+    assert "HAP" not in recipes.instructions("vits.pth", "mae", VITS)
 
 
 @pytest.mark.parametrize("grid", [[16, 8], [16, 16], [14, 14]])
 def test_oml_is_told_for_the_one_grid_that_it_opens(grid):
-    told = model_card.instructions("vits.pth", "flat", VITS | {"grid": grid})
+    told = recipes.instructions("vits.pth", "flat", VITS | {"grid": grid})
     assert ("ViTExtractor(" in told) == (grid == [14, 14])
     assert ("--grid=14x14" in told) == (grid != [14, 14])
 
