@@ -3,11 +3,14 @@
 import contextlib
 import json
 import math
+import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
+from personmae_jax import foreign_files
 from personmae_jax.config import ModelConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import read, weights
@@ -16,6 +19,8 @@ from personmae_jax.pytorch.read import Stored
 from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise
 
 Tensors = dict[str, np.ndarray]
+
+_VIT_TYPES = ("vit", "vit_mae", "deit", "dinov2")  # of transformers' config.json
 
 
 class Imported(NamedTuple):
@@ -40,8 +45,8 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     path = str(cfg.init.torch_weights)
     found, meta = _open(path)
     tensors, problems = _read_tensors(found.tensors, cfg)
-    heads = meta.get("num_heads", cfg.encoder.num_heads)
-    if heads != cfg.encoder.num_heads:  # no shape tells it
+    heads = meta.get("num_heads")
+    if heads is not None and heads != cfg.encoder.num_heads:  # no shape tells it
         problems.append(f"made for --config.encoder.num_heads={heads}")
     if problems:
         raise ConfigError(
@@ -51,8 +56,10 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     table, dtype = tensors.pop("pos_embed"), found.tensors["pos_embed"].dtype
     positions, note = choose_positions(table, dtype, meta, cfg)
     notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
+    if heads is None:  # told by our own exports and transformers' folders
+        notes.append(f"GUESS: it has {cfg.encoder.num_heads} heads; no tensor tells.")
     if found.dropped:
-        notes.append(f"Left out of it: {', '.join(found.dropped)}.")
+        notes.append(f"Left out of it: {_some(found.dropped)}.")
     if cfg.init.fold_normalisation:
         tensors |= fold_normalisation(
             tensors["patch_embed.proj.weight"],
@@ -70,8 +77,9 @@ def read_encoder(cfg: ModelConfig) -> Imported:
 def read_settings(path: str, size: tuple[int, int] | None = None) -> ModelConfig:
     """Returns settings with which `read_encoder` reads the encoder in a file as it is.
 
-    The architecture is that of the file's shapes, with heads 64 wide unless the file
-    says otherwise, and the input's statistics are ImageNet's, unless it does.
+    The architecture is that of the file's shapes. Heads are those that the file or a
+    config.json of transformers beside it tells, else those of the known ViT of this
+    width, else 64 wide; the input's statistics are ImageNet's, unless the file tells.
 
     Args:
       path: Of a .pth, .pt or .safetensors file.
@@ -99,9 +107,12 @@ def read_settings(path: str, size: tuple[int, int] | None = None) -> ModelConfig
         array = table.array()
     except ValueError as e:
         raise ConfigError(f"config.init.torch_weights={path}: pos_embed is {e}") from e
-    grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
     patch = cfg.encoder.patch_size
-    cfg.data.height, cfg.data.width = size or (grid[0] * patch, grid[1] * patch)
+    if size is not None:
+        cfg.data.height, cfg.data.width = size
+    grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
+    if size is None:
+        cfg.data.height, cfg.data.width = grid[0] * patch, grid[1] * patch
     if not cfg.encoder.learned_positions and cfg.grid != grid:
         cfg.encoder.pos_embed_grid = grid
     return cfg
@@ -115,9 +126,23 @@ def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
         raise ConfigError(
             f"config.init.torch_weights={path} holds no ViT, or several: one name must "
             "be cls_token, after prefixes; at its top are "
-            f"{', '.join(map(str, opened.tree)) or 'no names'}"
+            f"{_some([*map(str, opened.tree)]) or 'no names'}"
         )
-    return found, _own_meta(opened)
+    return found, _beside(path) | _own_meta(opened)
+
+
+def _beside(path: str) -> dict[str, Any]:
+    """What transformers' config.json, beside the file or in the folder, tells."""
+    file = pathlib.Path(path).expanduser()
+    folder = file if file.is_dir() else file.parent
+    try:
+        told = foreign_files.read_json(folder / "config.json", limit=2**20)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(told, dict) or told.get("model_type") not in _VIT_TYPES:
+        return {}
+    heads = told.get("num_attention_heads")
+    return {"num_heads": heads} if type(heads) is int and 0 < heads < 1000 else {}
 
 
 def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, list[str]]:
@@ -134,9 +159,9 @@ def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, lis
         if value.shape != shape:
             unfit.append(f"{name} {value.shape} instead of {shape}")
     lines = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "left over": sorted(found.keys() - wanted.keys()),
-        "of another shape": sorted(unfit),
+        "missing keys": sorted(wanted.keys() - found.keys()),
+        "unexpected keys": sorted(found.keys() - wanted.keys()),
+        "shape mismatch": sorted(unfit),
     }
     tensors, unusable = {}, []
     for name in wanted if not any(lines.values()) else ():
@@ -145,7 +170,15 @@ def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, lis
         except ValueError as e:
             unusable.append(f"{name} is {e}")
     lines["unusable"] = unusable
-    return tensors, [f"{k}: {', '.join(names)}" for k, names in lines.items() if names]
+    return tensors, [f"{k}: {_some(names)}" for k, names in lines.items() if names]
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    """The first names, and how many more there are: a screen is not to be flooded."""
+    more = len(names) - limit
+    return ", ".join(name[:200] for name in names[:limit]) + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _hint(found: dict[str, Any], cfg: ModelConfig) -> str:

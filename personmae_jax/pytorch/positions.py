@@ -16,7 +16,8 @@ Grid = tuple[int, int]
 # Largest difference of a sine-cosine table from ours: some compute it in float32, and
 # some files are of half precision.
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-3, "bfloat16": 5e-3}
-_RATIOS = (1, 2, 3)  # height / width of the grids that ViTs are pretrained on
+# Height and width of the grids that ViTs are pretrained on; 4:3 is 256 x 192 pixels.
+_RATIOS = ((1, 1), (2, 1), (3, 1), (4, 3))
 
 
 def choose_positions(
@@ -102,20 +103,23 @@ def _sine_cosine_grids(
 
 def _learned_grid(count: int, told: Grid | None, cfg: ModelConfig) -> Grid:
     """The grid of a learned table, by our exports' word or by its number of patches."""
-    grids = {cfg.grid} if cfg.num_patches == count else set()
-    for ratio in _RATIOS:
-        columns = math.isqrt(count // ratio)
-        if ratio * columns**2 == count:
-            grids.add((ratio * columns, columns))
+    grids = set()
+    for rows, columns in _RATIOS:
+        scale = math.isqrt(count // (rows * columns))
+        if rows * columns * scale**2 == count:
+            grids.add((rows * scale, columns * scale))
     if told and told[0] * told[1] == count:
         grids = {told}
+    elif cfg.num_patches == count:  # the size that is asked for decides
+        grids = {cfg.grid}
     if len(grids) == 1:
         return grids.pop()
-    could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1 nor 3:1"
+    could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1, 3:1 or 4:3"
     raise ConfigError(
         f"config.init.torch_weights={cfg.init.torch_weights} has learned positions of "
-        f"{count} patches, whose rows and columns cannot be told ({could}); export it "
-        "for the grid of this run"
+        f"{count} patches, whose rows and columns cannot be told ({could}); give the "
+        "size that they are for (--config.data.height and width; evaluation: --height "
+        "and --width)"
     )
 
 

@@ -99,6 +99,8 @@ def open_file(path: os.PathLike[str] | str) -> Opened:
         return _open_safetensors(file)
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return Opened(_open_torch(file, is_zip=head.startswith(b"PK")), {})
+    if head[:1] == b"\x80" and head[1:2] in (b"\x03", b"\x04", b"\x05"):
+        raise _of_protocol(file, head[1])
     kind = "is empty" if not head else "is neither a PyTorch nor a safetensors file"
     raise ConfigError(
         f"{_name(path)} {kind}; name the weights that torch.save or safetensors wrote"
@@ -117,8 +119,11 @@ def _find(path: str) -> Path:
     file = Path(path).expanduser()
     if os.path.isdir(file):  # Path's own raises where a folder may not be entered
         inside = file / "model.safetensors"  # as Hugging Face names it
-        example = inside if inside.is_file() else file / "FILE.pth"
-        raise ConfigError(f"{_name(path)} is a folder; name a file, e.g. {example}")
+        if inside.is_file():
+            return inside
+        raise ConfigError(
+            f"{_name(path)} is a folder; name a file, e.g. {file / 'FILE.pth'}"
+        )
     return file
 
 
@@ -157,10 +162,13 @@ def _open_torch(file: Path, *, is_zip: bool) -> dict[Any, Any]:
     try:
         if is_zip:
             _refuse_packed(file)
+            _refuse_other_zips(file)
         with torch.serialization.safe_globals(_inert_globals()):
             # Mapped, only what is used is read, and no tensor reaches past the file;
             # what torch before 1.6 wrote cannot be mapped.
             tree = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    except ConfigError:
+        raise
     except Exception as e:  # torch raises whatever it meets
         needed = re.search(r"GLOBAL ([\w.]+)", str(e))
         if needed:
@@ -195,6 +203,32 @@ def _refuse_packed(file: Path) -> None:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > file.stat().st_size:
         raise ValueError("its parts are compressed, which torch.save never does")
+
+
+def _refuse_other_zips(file: Path) -> None:
+    """Raises ConfigError for a whole zip that torch.load does not read."""
+    with contextlib.closing(zipfile.ZipFile(file)) as archive:
+        names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            raise ConfigError(
+                f"{_name(file)} is an .npz file of numpy; save its arrays with "
+                "safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW)"
+            )
+        for name in names:
+            if name.endswith("/data.pkl"):
+                with archive.open(name) as part:
+                    head = part.read(2)
+                if head[:1] == b"\x80" and head[1:] in (b"\x03", b"\x04", b"\x05"):
+                    raise _of_protocol(file, head[1])
+
+
+def _of_protocol(file: Path, protocol: int) -> ConfigError:
+    """Torch's restricted unpickler reads protocol 2 alone."""
+    return ConfigError(
+        f"{_name(file)} is a pickle of protocol {protocol}, which torch reads only "
+        "where it may run code; if you trust the file, load it yourself and save its "
+        "tensors with torch.save, which writes protocol 2"
+    )
 
 
 def _wrap(tree: dict[Any, Any], tensor_type: type) -> dict[Any, Any]:

@@ -22,16 +22,23 @@ import numpy as np
 from personmae_jax.pytorch import layouts
 from personmae_jax.pytorch.read import Stored
 
-# Of several in one file the first: users of DINO's kin take the teacher, of timm's
-# training checkpoints the average.
-_WRAPPERS = ("teacher", "student", "model", "state_dict_ema", "state_dict")
+# Of several in one file the first: users of DINO's kin take the teacher, of I-JEPA the
+# target encoder, of timm's training checkpoints the average.
+_WRAPPERS = (
+    *("teacher", "target_encoder", "student", "model", "state_dict_ema", "state_dict"),
+    *("module", "net", "network", "encoder"),
+)
 # Parts of a file's network that are not an encoder's.
 _DROPPED = re.compile(
     r"decoder_.*|decoder\..*|mask_token|masked_embed"
-    r"|head\..*|head_dist\..*|dist_token|fc_norm\..*|pre_logits\..*|lm_head\..*"
+    r"|head\..*|head_dist\..*|dist_token|pre_logits\..*|lm_head\..*"
     r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
     r"|part_token[123]|part[123]_pos|sie_embed"
 )
+
+# Heads of known ViTs, by width, where they are not 64 wide: MAE's ViT-H; timm's ViT-g;
+# open_clip's ViT-bigG.
+_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 class Recognised(NamedTuple):
@@ -77,9 +84,16 @@ def recognise(tree: Mapping[Any, Any]) -> Recognised | None:
             named[_rename(inner)] = value
         else:  # to be refused by that name
             named[f"{name} (beside {prefix})"] = value
-    has_dist = any(name.endswith("dist_token") for name in dropped)
     if len(named) + len(dropped) != len(stored):
         return None  # two names that mean the same
+    # MAE's fine-tuned models have their only final norm behind the pooling.
+    for leaf in ("weight", "bias"):
+        pooled = named.pop(f"fc_norm.{leaf}", None)
+        if pooled is not None and f"norm.{leaf}" in named:
+            dropped.append(f"{prefix}fc_norm.{leaf}")
+        elif pooled is not None:
+            named[f"norm.{leaf}"] = pooled
+    has_dist = any(name.endswith("dist_token") for name in dropped)
     return Recognised(
         _join_positions(_join_qkv(named), has_dist),
         dropped,
@@ -167,8 +181,8 @@ def _concatenate(parts: list[Any], axis: int) -> Stored | None:
 def architecture(tensors: Mapping[str, Any]) -> dict[str, int]:
     """Returns what shapes tell of an encoder, as fields of `config.EncoderConfig`.
 
-    No shape tells the number of heads: it is given for heads 64 wide, which every ViT
-    of these projects has. What there is no tensor for is left out.
+    No shape tells the number of heads: it is that of the known ViT of this width, else
+    for heads 64 wide. What there is no tensor for is left out.
 
     Args:
       tensors: By timm's names, as `recognise` returns them.
@@ -180,10 +194,13 @@ def architecture(tensors: Mapping[str, Any]) -> dict[str, int]:
     told = {}
     if width := shapes.get("cls_token", ())[-1:]:
         told = {"width": width[0], "num_heads": max(1, width[0] // 64)}
+        told["num_heads"] = _HEADS.get(width[0], told["num_heads"])
         if hidden := shapes.get("blocks.0.mlp.fc1.weight", ())[:1]:
             told["mlp_ratio"] = hidden[0] // max(width[0], 1)
     if depth := [int(block[1]) for block in blocks if block]:
         told["depth"] = 1 + max(depth)
+        if (told.get("width"), told["depth"]) == (768, 8):
+            told["num_heads"] = 8  # TransReID's own small ViT
     if patch := shapes.get("patch_embed.proj.weight", ())[-1:]:
         told["patch_size"] = patch[0]
     return told

@@ -73,6 +73,19 @@ FILES = {
         | DINO_HEAD
         | noise("head.mlp2.0.weight", "head.last_layer2.weight_v")
     },
+    "MAE, fine-tuned with pooling": lambda t: {
+        "model": {
+            n.replace("norm.", "fc_norm.") if n[:5] == "norm." else n: v
+            for n, v in t.items()
+        }
+        | noise("head.weight")
+    },
+    "I-JEPA": lambda t: {
+        "encoder": prefixed("module.", {n: v + 1 for n, v in t.items()}),
+        "target_encoder": prefixed("module.", t),
+    },
+    "DeepSpeed": lambda t: {"module": t},
+    "net": lambda t: {"net": t},
     "compiled": lambda t: {"model": prefixed("_orig_mod.", t)},
     "transformers, with a head": lambda t: (
         prefixed("vit.", layouts.to_huggingface(t) | noise("pooler.dense.weight"))
@@ -201,9 +214,7 @@ def refusal(cfg) -> str:
     return str(error.value)
 
 
-def test_missing_left_over_and_misshapen_tensors_are_listed_completely(
-    tensors, tmp_path
-):
+def test_missing_unexpected_and_misshapen_tensors_are_listed(tensors, tmp_path):
     del tensors["norm.bias"], tensors["blocks.1.attn.qkv.weight"]
     tensors |= noise("blocks.0.gamma_1", "time_embed", "blocks.2.norm1.weight")
     tensors["blocks.0.mlp.fc1.bias"] = np.zeros(3, np.float32)
@@ -212,9 +223,9 @@ def test_missing_left_over_and_misshapen_tensors_are_listed_completely(
     first, *lines = refusal(with_file(path)).split("\n  ")
     assert "is not the encoder of these settings" in first
     assert lines == [
-        "missing: blocks.1.attn.qkv.weight, norm.bias",
-        "left over: blocks.0.gamma_1, blocks.2.norm1.weight, note, time_embed",
-        "of another shape: blocks.0.mlp.fc1.bias (3,) instead of (64,)",
+        "missing keys: blocks.1.attn.qkv.weight, norm.bias",
+        "unexpected keys: blocks.0.gamma_1, blocks.2.norm1.weight, note, time_embed",
+        "shape mismatch: blocks.0.mlp.fc1.bias (3,) instead of (64,)",
     ]
 
 
@@ -222,7 +233,7 @@ def test_names_beside_the_encoder_are_not_skipped(tensors, tmp_path):
     content = prefixed("visual.", tensors) | noise("norm.weight", "text.proj")
     path = save_torch(tmp_path / "file.pth", content)
     assert refusal(with_file(path)).endswith(
-        "left over: norm.weight (beside visual.), text.proj (beside visual.)"
+        "unexpected keys: norm.weight (beside visual.), text.proj (beside visual.)"
     )
 
 
@@ -242,7 +253,7 @@ def test_an_encoder_of_another_size_is_refused_with_the_right_settings(
     path = save_torch(tmp_path / "f.pth", torch_files.make_tensors(there))
     text = refusal(with_file(path, **here))
     assert hint in text
-    assert "of another shape: " in text or "left over: blocks.2." in text
+    assert "shape mismatch: " in text or "unexpected keys: blocks.2." in text
 
 
 def test_a_convolutional_stem_is_named(tensors, tmp_path):
@@ -250,7 +261,7 @@ def test_a_convolutional_stem_is_named(tensors, tmp_path):
     path = save_torch(tmp_path / "f.pth", tensors)
     text = refusal(with_file(path))
     assert "stem is convolutional" in text
-    assert "left over: patch_embed.conv.0.weight" in text
+    assert "unexpected keys: patch_embed.conv.0.weight" in text
 
 
 def test_a_number_of_heads_that_our_export_tells_must_be_the_runs(tensors, tmp_path):

@@ -11,10 +11,15 @@ from torch_files import learned_table, save_torch
 
 from personmae_jax import pixels
 from personmae_jax.config import Config
+from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
 from personmae_jax.pixels import patchify
 from personmae_jax.pytorch import weights
-from personmae_jax.pytorch.importer import fold_normalisation, read_encoder
+from personmae_jax.pytorch.importer import (
+    fold_normalisation,
+    read_encoder,
+    read_settings,
+)
 from personmae_jax.pytorch.positions import resample_positions
 
 # Two blocks of float32 sums in another order.
@@ -179,7 +184,7 @@ def test_a_fixed_table_of_another_grid_starts_learning_from_our_codes(
     assert_encoder(params, tensors, pos_embed=table_of((4, 2)))
 
 
-@pytest.mark.parametrize("grid", [(14, 14), (16, 8), (24, 8), (2, 1)])
+@pytest.mark.parametrize("grid", [(14, 14), (16, 8), (27, 9), (2, 1)])
 def test_a_learned_table_of_another_grid_is_resampled_as_torch_does(
     grid, tensors, tmp_path
 ):
@@ -232,13 +237,23 @@ def test_our_export_tells_the_grid_that_its_number_of_patches_does_not(
     path = save_torch(tmp_path / "f.pth", content | {"meta": {"grid": [0, 3]}})
     text = refusal(with_file(path, learned_positions=True))
     assert "learned positions of 15 patches, whose rows and columns cannot be" in text
-    assert "neither 1:1 nor 2:1 nor 3:1" in text
+    assert "neither 1:1 nor 2:1, 3:1 or 4:3" in text
 
 
 def test_a_number_of_patches_that_fits_two_grids_is_said(tensors, tmp_path):
-    cfg = tiny_config()
-    cfg.data.height, cfg.data.width = 8, 32  # 2 x 8, where others have 4 x 4
-    content = tensors | {"pos_embed": learned_table(cfg, 16)}
-    path = save_torch(tmp_path / "f.pth", content)
-    cfg.init.torch_weights, cfg.encoder.learned_positions = str(path), True
-    assert "(2 x 8 or 4 x 4)" in refusal(cfg)
+    content = tensors | {"pos_embed": learned_table(tiny_config(), 192)}
+    cfg = with_file(save_torch(tmp_path / "f.pth", content), learned_positions=True)
+    assert "(16 x 12 or 24 x 8)" in refusal(cfg)
+
+
+@pytest.mark.parametrize("grid", [(16, 12), (24, 8)])
+def test_the_size_that_is_asked_for_tells_the_grid_of_a_learned_table(
+    grid, tensors, tmp_path
+):
+    table = learned_table(tiny_config(), 192)
+    path = save_torch(tmp_path / "f.pth", tensors | {"pos_embed": table})
+    cfg = read_settings(str(path), (4 * grid[0], 4 * grid[1]))
+    assert cfg.grid == grid
+    np.testing.assert_array_equal(read_encoder(cfg).params["pos_embed"], table)
+    with pytest.raises(ConfigError, match="16 x 12 or 24 x 8"):
+        read_settings(str(path))

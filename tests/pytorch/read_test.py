@@ -126,7 +126,24 @@ def test_a_file_of_another_kind_is_refused(data, tmp_path):
 def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
     np.savez(tmp_path / "f.npz", w=np.ones(3))
-    assert "cannot be read (" in refusal(tmp_path / "f.npz")
+    assert "is an .npz file of numpy" in refusal(tmp_path / "f.npz")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_whole_file_of_a_later_pickle_protocol_is_not_called_damaged(
+    is_zip, protocol, tmp_path
+):
+    path = save_torch(
+        tmp_path / "f.pth",
+        {"w": np.ones(2, "f4")},
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=is_zip,
+    )
+    text = refusal(path)
+    assert f"pickle of protocol {protocol}" in text
+    assert "damaged" not in text
 
 
 def repack(path, out, compression=zipfile.ZIP_STORED, change=lambda name, data: data):
@@ -219,8 +236,11 @@ def test_missing_files_folders_and_buckets_are_refused(tmp_path):
     assert "there is no such file" in refusal(tmp_path / "none.pth")
     assert "copy it to a disk of every host" in refusal("gs://bucket/file.pth")
     assert "is a folder; name a file" in refusal(tmp_path)
-    (tmp_path / "model.safetensors").touch()
-    assert refusal(tmp_path).endswith(f"e.g. {tmp_path / 'model.safetensors'}")
+
+
+def test_the_folder_of_hugging_face_is_read_by_its_weights(tmp_path):
+    save_file({"w": np.ones(2, "f4")}, tmp_path / "model.safetensors")
+    assert open_file(tmp_path).tree.keys() == {"w"}
 
 
 @pytest.mark.parametrize("place", ["stat", "open"])

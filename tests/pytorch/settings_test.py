@@ -90,9 +90,9 @@ def test_a_table_whose_grid_cannot_be_told_is_refused_unless_the_size_is_given(f
         ({"cls_token": (1, 1, 0)}, "is unknown here: 0 wide"),
         ({"cls_token": (1, 1, 130)}, "130 wide"),
         ({"patch_embed.proj.weight": (128, 3, 4, 0)}, "is unknown here"),
-        ({"pos_embed": (1, 129, 64)}, "of another shape: pos_embed"),
-        ({"pos_embed": (129, 128)}, "of another shape: pos_embed"),
-        ({"blocks.700.norm1.bias": (128,)}, "missing: blocks.10.attn"),
+        ({"pos_embed": (1, 129, 64)}, "shape mismatch: pos_embed"),
+        ({"pos_embed": (129, 128)}, "shape mismatch: pos_embed"),
+        ({"blocks.700.norm1.bias": (128,)}, "missing keys: blocks.10.attn"),
     ],
 )
 def test_hostile_shapes_are_refused_in_a_sentence(file, changes, words):
@@ -123,3 +123,39 @@ def test_statistics_that_are_none_are_left_aside(file, value):
     assert (cfg.data.mean, cfg.data.std) == (Config().data.mean, Config().data.std)
     shapes = weights.tensor_shapes(cfg.encoder, cfg.grid)
     assert shapes["pos_embed"] == (1, 129, 128)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads"),
+    [(1280, 1, 16), (1408, 1, 16), (768, 8, 8), (768, 1, 12), (128, 2, 2)],
+)
+def test_heads_that_no_tensor_tells_are_those_of_the_known_vit_and_called_a_guess(
+    file, width, depth, heads
+):
+    cfg = vit_config(width, depth, heads, patch_size=4, mlp_ratio=1)
+    cfg.data.height, cfg.data.width = 8, 4
+    save_file(torch_files.make_tensors(cfg), file)
+    found = read_settings(str(file))
+    assert found.encoder.num_heads == heads
+    assert f"GUESS: it has {heads} heads; no tensor tells." in read_encoder(found).notes
+
+
+def test_a_config_json_of_transformers_beside_the_file_tells_the_heads(file):
+    save_file(torch_files.make_tensors(vit()), file)
+    config = file.parent / "config.json"
+    config.write_text('{"model_type": "vit", "num_attention_heads": 8}')
+    found = read_settings(str(file))
+    assert found.encoder.num_heads == 8
+    assert not [note for note in read_encoder(found).notes if "GUESS" in note]
+    for heads in ('"8"', "0", "-1", "true", "1e400", "[" * 10**5):
+        text = f'{{"model_type": "vit", "num_attention_heads": {heads}}}'
+        config.write_text(text)
+        assert read_settings(str(file)).encoder.num_heads == 2
+
+
+def test_a_refusal_is_no_longer_than_a_screen(file):
+    names = {f"strange.{i}": np.zeros(1, "f4") for i in range(5000)}
+    save_file(torch_files.make_tensors(vit()) | names, file)
+    text = refusal(file)
+    assert " and 4988 more" in text
+    assert len(text) < 1500
