@@ -53,7 +53,6 @@ class RegionsConfig:
     max_aspect: float = 4 / 3
     flip_probability: float = 0.5  # one horizontal flip shared by both regions; ours
     same: bool = False  # RegionB = RegionA: plain MAE's setting, for the ablation
-    min_overlap: float = 0.0  # least intersection over the smaller region's area
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,27 +72,20 @@ class LossConfig:
 
     pixel_target: str = "normalised"  # per patch (MAE's norm_pix_loss), or "raw"
     pixel_weight: float = 1.0  # BootMAE
-    feature_loss: str = "mse"  # or "smooth_l1", "cosine"; BootMAE
     feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
-    # Momentum of a running mean per channel that is taken off the teacher's
-    # features; None: no centring. DINO uses 0.9.
-    centre_momentum: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class TeacherConfig:
     """Decay of the moving average of the encoder that makes the feature target.
 
-    "fraction": the average remembers a fraction of the run, so that one default
-    holds for any length (ours). "absolute": decays as given (BootMAE).
+    The average remembers a fraction of the run, so that one default holds for any
+    length (ours; BootMAE's 0.999 to 0.9999 are made for 800 epochs).
     """
 
-    schedule: str = "fraction"
     start_fraction: float = 0.002  # of all steps
     end_fraction: float = 0.02
-    start_decay: float = 0.999  # "absolute" only; BootMAE
-    end_decay: float = 0.9999
     ramp: float = 0.5  # of all steps, linear from start to end, then constant
     max_decay: float = 0.9999  # at 0.99999 float32 loses the update
 

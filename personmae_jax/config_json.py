@@ -6,6 +6,8 @@ import types
 import typing
 from typing import Any
 
+from absl import logging
+
 from personmae_jax.config import Config
 from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig
@@ -15,6 +17,20 @@ Settings = Config | FinetuneConfig
 
 # Names that earlier versions wrote, and today's.
 _RENAMED = {"code_grid": "pos_embed_grid"}
+
+# Settings that earlier versions wrote, and the values that mean what is done today.
+# The two decays meant something beside schedule="absolute" alone.
+_DROPPED = {
+    "config.regions.min_overlap": (0.0,),
+    "config.loss.feature_loss": ("mse",),
+    "config.loss.centre_momentum": (None,),
+    "config.teacher.schedule": ("fraction",),
+    "config.teacher.start_decay": None,
+    "config.teacher.end_decay": None,
+}
+
+
+_ABSENT = object()
 
 
 def config_to_json(cfg: Settings) -> str:
@@ -29,15 +45,30 @@ def config_from_json(text: str) -> Settings:
     """The settings that `config_to_json` wrote, tuples and numbers restored.
 
     A missing field was not there yet when `text` was written, and takes its default:
-    so the default of a new field must mean what was done before there was one.
+    so the default of a new field must mean what was done before there was one. A
+    field that is gone is ignored, with a warning if it made a difference.
 
     Raises:
       ConfigError: No JSON object, or a field is unknown or of a wrong type.
     """
     value = parse_object(text)
+    for setting in dropped_settings(text):
+        logging.warning("%s is no longer supported and is ignored.", setting)
     # Only fine-tuning has batches of P x K.
     default = FinetuneConfig() if "sampling" in value else Config()
     return _restore_fields(default, value, "config")
+
+
+def dropped_settings(text: str) -> list[str]:
+    """What `text` asks for and this code dropped, as "config.section.field=value"."""
+    found = []
+    for path, harmless in _DROPPED.items():
+        value: Any = parse_object(text)
+        for name in path.split(".")[1:]:
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT and harmless is not None and value not in harmless:
+            found.append(f"{path}={value!r}")
+    return found
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -92,6 +123,7 @@ def _restore_fields(default: Any, value: dict[str, Any], name: str) -> Any:
     """The dataclass `default` with the fields that `value` has."""
     hints = typing.get_type_hints(type(default))
     value = {_RENAMED.get(field, field): child for field, child in value.items()}
+    value = {f: x for f, x in value.items() if f"{name}.{f}" not in _DROPPED}
     unknown = sorted(value.keys() - hints.keys())
     if unknown:
         wrong = "; ".join(

@@ -46,22 +46,16 @@ def feature_weight_schedule(loss: LossConfig, num_steps: int) -> Schedule:
 def ema_decay_schedule(teacher: TeacherConfig, num_steps: int) -> Schedule:
     """Decay of the teacher's moving average at a step, in 0 .. max_decay.
 
-    "fraction": 1 - 1 / (tau * num_steps), tau rising linearly from start_fraction
-    to end_fraction over the first `ramp` of the run; "absolute": the decay itself
-    rises from start_decay to end_decay. Works on numpy and jax values.
+    It is 1 - 1 / (tau * num_steps), tau rising linearly from start_fraction to
+    end_fraction over the first `ramp` of the run. Works on numpy and jax values.
     """
     ramp_steps = max(1.0, teacher.ramp * num_steps)
-
-    def rise(start: float, end: float, step):
-        xp = jnp if isinstance(step, jax.Array) else np
-        return start + (end - start) * xp.minimum(step / ramp_steps, 1.0), xp
+    start, end = teacher.start_fraction, teacher.end_fraction
 
     def decay(step):
-        if teacher.schedule == "absolute":
-            value, xp = rise(teacher.start_decay, teacher.end_decay, step)
-        else:
-            tau, xp = rise(teacher.start_fraction, teacher.end_fraction, step)
-            value = 1.0 - 1.0 / xp.maximum(tau * num_steps, 1.0)
+        xp = jnp if isinstance(step, jax.Array) else np
+        tau = start + (end - start) * xp.minimum(step / ramp_steps, 1.0)
+        value = 1.0 - 1.0 / xp.maximum(tau * num_steps, 1.0)
         return xp.minimum(value, teacher.max_decay)
 
     return decay
@@ -70,10 +64,10 @@ def ema_decay_schedule(teacher: TeacherConfig, num_steps: int) -> Schedule:
 def check_teacher(teacher: TeacherConfig, num_steps: int) -> None:
     """Refuses a decay that leaves over 1 % of the initial weights in the teacher.
 
-    With the absolute decays' defaults a run of 5,000 steps would keep 20 % of them.
+    With decays of 0.999 to 0.9999 a run of 5,000 steps would keep 20 % of them.
 
     Raises:
-      ConfigError: Says what is left and which schedule forgets it.
+      ConfigError: Says what is left and how to forget it.
     """
     # At every step, or in the middle of this many equal parts of a longer run.
     num_parts = min(num_steps, 100_000)
@@ -85,7 +79,7 @@ def check_teacher(teacher: TeacherConfig, num_steps: int) -> None:
         raise ConfigError(
             f"config.teacher leaves {remaining:.0%} of the initial weights in the "
             f"teacher after {num_steps} steps (at most 1 % may be left); use "
-            "--config.teacher.schedule=fraction with smaller fractions, or train longer"
+            "smaller --config.teacher.start_fraction and end_fraction, or train longer"
         )
 
 

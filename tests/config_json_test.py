@@ -4,7 +4,12 @@ import json
 import pytest
 
 from personmae_jax.config import Config, PredictorConfig, TrainConfig
-from personmae_jax.config_json import config_from_json, config_to_json, differences
+from personmae_jax.config_json import (
+    config_from_json,
+    config_to_json,
+    differences,
+    dropped_settings,
+)
 from personmae_jax.errors import ConfigError
 
 
@@ -69,6 +74,27 @@ def test_a_field_that_had_another_name_is_read():
     cfg.encoder.pos_embed_grid = (8, 4)
     text = config_to_json(cfg).replace('"pos_embed_grid"', '"code_grid"')
     assert config_from_json(text) == cfg
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "default", "other"),
+    [
+        ("loss", "feature_loss", "mse", "cosine"),
+        ("loss", "centre_momentum", None, 0.9),
+        ("regions", "min_overlap", 0.0, 0.3),
+        ("teacher", "schedule", "fraction", "absolute"),
+    ],
+)
+def test_a_setting_that_is_gone_is_ignored_and_told_where_it_mattered(
+    section, field, default, other, caplog
+):
+    assert config_from_json(edit(section, field, default)) == Config()
+    assert not caplog.records
+    assert not dropped_settings(edit(section, field, default))
+    assert config_from_json(edit(section, field, other)) == Config()
+    told = f"config.{section}.{field}={other!r}"
+    assert f"{told} is no longer supported" in caplog.text
+    assert dropped_settings(edit(section, field, other)) == [told]
 
 
 def test_differences_name_every_field_that_is_not_equal():

@@ -93,21 +93,12 @@ def test_teacher_decay_stays_between_zero_and_its_maximum_for_any_length():
         assert (np.diff(decays) >= 0.0).all()
 
 
-@pytest.mark.parametrize("schedule", ["fraction", "absolute"])
-def test_teacher_decay_is_the_same_on_the_device_and_on_the_host(schedule):
-    decay = optim.ema_decay_schedule(TeacherConfig(schedule=schedule), 1500)
+def test_teacher_decay_is_the_same_on_the_device_and_on_the_host():
+    decay = optim.ema_decay_schedule(TeacherConfig(), 1500)
     steps = np.arange(0, 1500, 100)
     on_device = jax.jit(jax.vmap(decay))(jnp.asarray(steps))
     assert on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_device, decay(steps), rtol=1e-6)
-
-
-def test_absolute_teacher_decay_rises_over_its_ramp():
-    teacher = TeacherConfig(schedule="absolute", ramp=0.5)
-    decay = optim.ema_decay_schedule(teacher, 1000)
-    np.testing.assert_allclose(decay(0), 0.999)
-    np.testing.assert_allclose(decay(250), 0.99945)
-    np.testing.assert_allclose(decay(np.array([500, 999])), 0.9999)
 
 
 @pytest.mark.parametrize("num_steps", LENGTHS)
@@ -116,39 +107,34 @@ def test_default_teacher_forgets_its_start_in_a_run_of_any_length(num_steps):
 
 
 def test_a_teacher_that_keeps_its_start_is_refused():
-    # Mean of 1 - decay: 5.5e-4 over the ramp, then 1e-4: exp(-1.625) = 20 %.
-    with pytest.raises(ConfigError, match=r"20% .* 5000 steps .*schedule=fraction"):
-        optim.check_teacher(TeacherConfig(schedule="absolute"), 5000)
+    # It remembers the whole run: (1 - 1 / 5000) ** 5000 is 1 / e.
+    teacher = TeacherConfig(start_fraction=1.0, end_fraction=1.0, max_decay=1.0)
+    with pytest.raises(ConfigError, match=r"37% .* 5000 steps .*end_fraction"):
+        optim.check_teacher(teacher, 5000)
 
 
 def test_the_longest_run_is_checked_in_little_memory():
-    # Nearly no decay: the mean of 1 - decay is 5.5e-10 over the ramp, then 1e-10.
-    teacher = TeacherConfig(
-        schedule="absolute", start_decay=1 - 1e-9, end_decay=1 - 1e-10, max_decay=1.0
-    )
+    teacher = TeacherConfig(start_fraction=1.0, end_fraction=1.0, max_decay=1.0)
     tracemalloc.start()
     try:
-        with pytest.raises(ConfigError, match="50% .* 2147483647 steps"):
+        with pytest.raises(ConfigError, match="37% .* 2147483647 steps"):
             optim.check_teacher(teacher, 2**31 - 1)
         assert tracemalloc.get_traced_memory()[1] < 50e6  # bytes
     finally:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("num_steps", "left"), [(1, "20%"), (2, "12%"), (3, "7%")])
+@pytest.mark.parametrize(("num_steps", "left"), [(2, "25%"), (3, "30%")])
 def test_what_a_short_run_leaves_is_the_product_of_its_decays(num_steps, left):
-    # 0.2; 0.2 * 0.6; 0.2 * 0.467 * 0.733
-    teacher = TeacherConfig(schedule="absolute", start_decay=0.2, end_decay=1.0)
-    teacher.ramp, teacher.max_decay = 1.0, 1.0
+    # 1/2 * 1/2; 2/3 * 2/3 * 2/3
+    teacher = TeacherConfig(start_fraction=1.0, end_fraction=1.0)
     with pytest.raises(ConfigError, match=f"leaves {left} of"):
         optim.check_teacher(teacher, num_steps)
 
 
-def test_bootmaes_decays_are_clipped_and_refused_in_a_short_run():
-    # BootMAE ends at 0.99999; clipped at 0.9999: 22 % are left instead of 28 %.
-    teacher = TeacherConfig(schedule="absolute", end_decay=0.99999)
-    with pytest.raises(ConfigError, match="22%"):
-        optim.check_teacher(teacher, 5000)
+def test_a_decay_is_never_above_the_greatest():
+    # 1 - 1 / 306,000 would leave 37 %, 0.9999 leaves nothing.
+    teacher = TeacherConfig(start_fraction=1.0, end_fraction=1.0)
     optim.check_teacher(teacher, 306_000)
 
 

@@ -5,7 +5,6 @@ the horizontal flip that both regions share.
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -40,38 +39,24 @@ def sample_regions(
       numbers: NUM_DRAWS of them, uniform in [0, 1): the randomness of one image.
       image_height: Pixels.
       image_width: Pixels.
-      cfg: Ranges of area and aspect, the least overlap, the flip's probability.
+      cfg: Ranges of area and aspect, the flip's probability.
       height: Pixels of a region as the network sees it; with `width`, the aspect
         that `cfg.min_aspect` and `cfg.max_aspect` are relative to.
       width: Pixels.
 
     Returns:
-      Boxes inside the image. Where `cfg.min_overlap` is not met in a few draws of B,
-      B is A, which meets any.
+      Boxes inside the image.
     """
     aspects = (cfg.min_aspect * width / height, cfg.max_aspect * width / height)
     areas = (cfg.min_area, cfg.max_area)
     flip, *numbers_of_boxes = numbers.tolist()
     is_flipped = flip < cfg.flip_probability
     half = len(numbers_of_boxes) // 2
-    boxes_a, boxes_b = (
-        _sample_boxes(part, image_height, image_width, areas, aspects)
+    box_a, box_b = (
+        _sample_box(part, image_height, image_width, areas, aspects)
         for part in (numbers_of_boxes[:half], numbers_of_boxes[half:])
     )
-    box_a = next(boxes_a)
-    if not cfg.same:
-        for box_b in boxes_b:
-            if cfg.min_overlap <= 0 or overlap(box_a, box_b) >= cfg.min_overlap:
-                return Regions(box_a, box_b, is_flipped)
-    return Regions(box_a, box_a, is_flipped)
-
-
-def overlap(box_a: Box, box_b: Box) -> float:
-    """Intersection over the smaller box's area, 0 to 1."""
-    rows = min(box_a.y + box_a.height, box_b.y + box_b.height) - max(box_a.y, box_b.y)
-    columns = min(box_a.x + box_a.width, box_b.x + box_b.width) - max(box_a.x, box_b.x)
-    smaller = min(box_a.height * box_a.width, box_b.height * box_b.width)
-    return max(rows, 0) * max(columns, 0) / smaller
+    return Regions(box_a, box_a if cfg.same else box_b, is_flipped)
 
 
 def relative_geometry(
@@ -102,18 +87,18 @@ def relative_geometry(
     )
 
 
-def _sample_boxes(
+def _sample_box(
     numbers: list[float],
     image_height: int,
     image_width: int,
     areas: tuple[float, float],
     aspects: tuple[float, float],
-) -> Iterator[Box]:
-    """Boxes of uniform area and log-uniform aspect, uniformly placed.
+) -> Box:
+    """A box of uniform area and log-uniform aspect, uniformly placed.
 
-    Four numbers make a box, and those that do not fit into the image are left out.
-    The last box is the largest centred one whose aspect is in range: it keeps the
-    aspect and gives up the area.
+    Four numbers make a box; the first that fits into the image is taken. If none
+    does, it is the largest centred one whose aspect is in range: it keeps the aspect
+    and gives up the area.
 
     Source: the idea of `RandomResizedCrop` in pytorch/vision; ours rounds positions
     uniformly over all that fit.
@@ -129,9 +114,9 @@ def _sample_boxes(
         if height <= image_height and width <= image_width:
             y = int(y * (image_height - height + 1))
             x = int(x * (image_width - width + 1))
-            yield Box(y, x, height, width)
+            return Box(y, x, height, width)
     aspect = min(max(image_width / image_height, aspects[0]), aspects[1])
     height = min(image_height, max(1, round(image_width / aspect)))
     width = min(image_width, max(1, round(image_height * aspect)))
     y, x = (image_height - height) // 2, (image_width - width) // 2
-    yield Box(y, x, height, width)
+    return Box(y, x, height, width)

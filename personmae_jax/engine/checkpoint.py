@@ -138,11 +138,8 @@ class Checkpoints(Closing):
         step = find_step(self._folder, step)
         folder = self._folder / str(step)
         compare(read_structure(folder), abstract_state, folder)
-        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
-        try:
-            return self._manager.restore(step, args=args)[STATE]
-        except Exception as e:  # orbax and tensorstore raise whatever they meet
-            raise damaged(folder, e) from e
+        kinds = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+        return restore_part(folder, abstract_state, kinds)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether this is the step after which all hosts save and leave.

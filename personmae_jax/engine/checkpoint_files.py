@@ -14,19 +14,23 @@ from personmae_jax.trees import named_leaves
 
 STATE = "state"  # folder of the state inside STEP/
 
+# Arrays that earlier versions wrote and that nothing reads any more.
+_DROPPED = {"target_mean"}
 
-def restore_part(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Reads those arrays of STEP/ alone whose structure is `wanted`, as numpy."""
+
+def restore_part(folder: epath.Path, wanted: Any, kinds: PyTree = None) -> Any:
+    """Reads those arrays of STEP/ alone whose structure is `wanted`.
+
+    `kinds` are their `ocp.RestoreArgs`; None for numpy. Every process calls it.
+    """
+    if kinds is None:
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(
                 folder / STATE,
                 args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                    ),
-                    partial_restore=True,
+                    item=wanted, restore_args=kinds, partial_restore=True
                 ),
             )
     except Exception as e:  # orbax and tensorstore raise whatever they meet
@@ -60,8 +64,13 @@ def read_structure(folder: epath.Path) -> dict[str, Any]:
 
 
 def compare(saved: PyTree, wanted: PyTree, folder: epath.Path) -> None:
-    """Raises RunError listing every array in which they differ."""
+    """Raises RunError listing every array in which they differ.
+
+    Arrays that only earlier versions had may be there; they are not read.
+    """
     there, here = _describe_leaves(saved), _describe_leaves(wanted)
+    for name in _DROPPED - here.keys():
+        there.pop(name, None)
     wrong = [
         f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
         for name in sorted(there.keys() | here.keys())

@@ -12,6 +12,7 @@ from personmae_jax.config_json import (
     config_from_json,
     config_to_json,
     differences,
+    dropped_settings,
     parse_object,
 )
 from personmae_jax.engine import lock
@@ -110,6 +111,12 @@ class Workdir:
     def _settle(self) -> None:
         config, run = self.path / "config.json", self.path / "run.json"
         if config.exists():
+            if dropped := _read(config, dropped_settings):
+                raise ConfigError(
+                    f"the run in --workdir={self.path} has {', '.join(dropped)}, which "
+                    "this version no longer supports; continue it with the version "
+                    "that began it, or give another --workdir"
+                )
             self._compare_config(_read(config, config_from_json))
         if run.exists():
             self._compare_run(_read(run, parse_object))

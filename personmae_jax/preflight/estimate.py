@@ -241,7 +241,7 @@ def _memory(
     memory = {
         "parameters": _bytes_per_chip(state.params),
         "optimizer": _bytes_per_chip(state.opt_state),
-        "teacher": _bytes_per_chip((state.teacher_params, state.target_mean)),
+        "teacher": _bytes_per_chip(state.teacher_params),
     }
     held, largest = sum(memory.values()), 0
     if compiled is not None:

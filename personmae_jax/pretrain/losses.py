@@ -1,7 +1,6 @@
 """Targets and losses: arrays in, scalars out; everything in float32."""
 
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from personmae_jax.models.personmae import layer_norm
@@ -41,31 +40,23 @@ def pixel_loss(
     return jnp.mean(jnp.square(predicted - patches))
 
 
-def feature_target(
-    features: Float[Array, "b n d"], centre: Float[Array, " d"] | None
-) -> Float[Array, "b n d"]:
-    """Normalises the teacher's tokens, takes `centre` off and normalises again."""
-    target = layer_norm(features)
-    return target if centre is None else layer_norm(target - centre[None, None])
+def feature_target(features: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Normalises each of the teacher's tokens over its channels; BootMAE."""
+    return layer_norm(features)
 
 
 def feature_loss(
-    predicted: Float[Array, "b n d"], target: Float[Array, "b n d"], kind: str = "mse"
+    predicted: Float[Array, "b n d"], target: Float[Array, "b n d"]
 ) -> Float[Array, ""]:
-    """Mean error of the normalised prediction against a normalised target.
+    """Mean squared error of the normalised prediction against a normalised target.
 
     Args:
       predicted: Of the feature predictor, before normalisation.
       target: Of `feature_target`.
-      kind: "mse" (BootMAE), "smooth_l1" (quadratic below 1; BEiT v2's kin), or
-        "cosine" (1 - cosine similarity per token).
+
+    Source: BootMAE.
     """
-    predicted = layer_norm(predicted)
-    if kind == "mse":
-        return jnp.mean(jnp.square(predicted - target))
-    if kind == "smooth_l1":
-        return jnp.mean(optax.losses.huber_loss(predicted, target, delta=1.0))
-    return jnp.mean(optax.losses.cosine_distance(predicted, target, epsilon=1e-6))
+    return jnp.mean(jnp.square(layer_norm(predicted) - target))
 
 
 def target_statistics(

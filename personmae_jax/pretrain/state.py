@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from personmae_jax.config import Config
 from personmae_jax.models import personmae
@@ -21,15 +21,12 @@ class TrainState:
       step: Number of updates made.
       params: "encoder", "pixel_predictor" and, unless off, "feature_predictor".
       teacher_params: Moving average of `params["encoder"]`.
-      target_mean: Running mean per channel of the teacher's normalised features;
-        stays zero unless `config.loss.centre_momentum` is set.
       opt_state: Of the optax transformation.
     """
 
     step: Int[Array, ""] | PyTree
     params: dict[str, Any]
     teacher_params: dict[str, Any]
-    target_mean: Float[Array, " d"] | PyTree
     opt_state: PyTree
 
 
@@ -55,6 +52,5 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         teacher_params=jax.tree.map(jnp.copy, params["encoder"]),
-        target_mean=jnp.zeros((cfg.encoder.width,), jnp.float32),
         opt_state=tx.init(params),
     )

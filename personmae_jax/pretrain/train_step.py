@@ -59,21 +59,21 @@ def predict_region_b(
 def make_loss_fn(
     cfg: Config, dtype: DTypeLike, gather: Callable[[PyTree], PyTree] = lambda x: x
 ) -> Callable:
-    """Returns loss(params, teacher_params, centre, feature_weight, batch).
+    """Returns loss(params, teacher_params, feature_weight, batch).
 
     The batch is that of `predict_region_b` and `region_b` (uint8, b height width 3);
     `gather` makes parameters whole that are split over devices. The loss returns
-    (scalar, (metrics, mean of the teacher's features per channel)).
+    (scalar, metrics).
     """
 
-    def loss_fn(params, teacher_params, centre, feature_weight, batch: Batch):
+    def loss_fn(params, teacher_params, feature_weight, batch: Batch):
         predicted = predict_region_b(cfg, gather(params), batch, dtype)
         patches_b = pixels.normalised_patches(
             batch["region_b"], cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
         )
         pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
         metrics = {"pixel_loss": pixel}
-        total, features_mean = cfg.loss.pixel_weight * pixel, centre
+        total = cfg.loss.pixel_weight * pixel
         if "features" in predicted:
             teacher = gather(teacher_params)
             features = personmae.encode(
@@ -82,18 +82,12 @@ def make_loss_fn(
                 remat=cfg.train.remat,
             )
             features = jax.lax.stop_gradient(features.blocks[-1][:, 1:])
-            target = losses.feature_target(
-                features, None if cfg.loss.centre_momentum is None else centre
-            )
-            feature = losses.feature_loss(
-                predicted["features"], target, cfg.loss.feature_loss
-            )
-            mse = losses.feature_loss(predicted["features"], target)
+            target = losses.feature_target(features)
+            feature = losses.feature_loss(predicted["features"], target)
             metrics["feature_loss"] = feature
-            metrics |= losses.target_statistics(target, mse)
-            features_mean = jnp.mean(personmae.layer_norm(features), axis=(0, 1))
+            metrics |= losses.target_statistics(target, feature)
             total += feature_weight * feature
-        return total, (metrics | {"loss": total}, features_mean)
+        return total, metrics | {"loss": total}
 
     return loss_fn
 
@@ -116,29 +110,18 @@ def make_train_step(
 
         def micro_step(micro_batch: Batch):
             grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            (_, aux), grads = grad_fn(
-                state.params,
-                state.teacher_params,
-                state.target_mean,
-                weight,
-                micro_batch,
+            (_, metrics), grads = grad_fn(
+                state.params, state.teacher_params, weight, micro_batch
             )
-            return grads, *aux
+            return grads, metrics
 
-        grads, metrics, features_mean = average_micro_batches(
-            micro_step, batch, cfg.train.accumulate
-        )
+        grads, metrics = average_micro_batches(micro_step, batch, cfg.train.accumulate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step)
         teacher_params: Any = optax.incremental_update(
             params["encoder"], state.teacher_params, 1.0 - decay
         )
-        target_mean: Any = state.target_mean
-        if cfg.loss.centre_momentum is not None:
-            target_mean = optax.incremental_update(
-                features_mean, target_mean, 1.0 - cfg.loss.centre_momentum
-            )
         metrics |= {
             "lr": learning_rate(state.step),
             "ema_decay": decay,
@@ -151,7 +134,6 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             teacher_params=teacher_params,
-            target_mean=target_mean,
             opt_state=opt_state,
         )
         return state, metrics

@@ -9,7 +9,6 @@ from personmae_jax.config import RegionsConfig
 from personmae_jax.data.images import Box
 from personmae_jax.data.regions import (
     NUM_DRAWS,
-    overlap,
     relative_geometry,
     sample_regions,
 )
@@ -69,21 +68,6 @@ def test_an_image_of_another_shape_gives_the_largest_centred_box():
 def test_regions_are_independent_and_same_makes_them_equal():
     assert all(a != b for a, b, _ in _draws(RegionsConfig(), 50))
     assert all(a == b for a, b, _ in _draws(RegionsConfig(same=True), 50))
-
-
-@pytest.mark.parametrize("min_overlap", [0.3, 0.8, 0.97, 1.0])
-def test_least_overlap_is_kept(min_overlap):
-    cfg = RegionsConfig(min_area=0.2, max_area=0.5, min_overlap=min_overlap)
-    draws = _draws(cfg, 500)
-    assert min(overlap(a, b) for a, b, _ in draws) >= min_overlap
-    free = _draws(RegionsConfig(min_area=0.2, max_area=0.5), 500)
-    assert min(overlap(a, b) for a, b, _ in free) < 0.3
-
-
-def test_overlap_is_over_the_smaller_region():
-    assert overlap(Box(0, 0, 10, 10), Box(5, 0, 20, 5)) == 25 / 100
-    assert overlap(Box(0, 0, 10, 10), Box(2, 2, 4, 4)) == 1
-    assert overlap(Box(0, 0, 4, 4), Box(4, 0, 4, 4)) == 0
 
 
 def test_flip_has_its_probability():

@@ -30,7 +30,7 @@ class State:
     step: Any
     params: Any
     teacher_params: Any
-    target_mean: Any
+    extra: Any
     opt_state: Any
 
 
@@ -43,7 +43,7 @@ def make_state(step: int, width: int = 16) -> State:
         step=jnp.int32(step),
         params=params,
         teacher_params=jax.tree.map(lambda x: x / 2, encoder),
-        target_mean=jnp.zeros(3),
+        extra=jnp.zeros(3),
         opt_state=optax.adamw(1e-3).init(params),
     )
 
@@ -148,9 +148,18 @@ def test_other_shapes_are_refused_naming_the_arrays(saved):
             checkpoints.restore(wanted)
 
 
+def test_an_array_that_only_earlier_versions_had_is_not_read(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        state = make_state(3)
+        old = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+        checkpoints.save(3, old | {"target_mean": jnp.ones(5)})
+        restored = checkpoints.restore(abstract(state))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
 def test_other_dtypes_are_refused(saved):
     state = make_state(0)
-    wanted = dataclasses.replace(state, target_mean=jnp.zeros(3, jnp.bfloat16))
+    wanted = dataclasses.replace(state, extra=jnp.zeros(3, jnp.bfloat16))
     with open_checkpoints(saved) as checkpoints:
         with pytest.raises(RunError, match="float32.* there, bfloat16.* here"):
             checkpoints.restore(abstract(wanted))

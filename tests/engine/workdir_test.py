@@ -277,6 +277,14 @@ def test_a_run_goes_on_with_a_setting_that_came_later(tmp_path):
     assert read_settings(tmp_path) == Config()
 
 
+def test_a_run_is_not_continued_without_a_setting_that_is_gone(tmp_path):
+    tree = json.loads(config_to_json(Config()))
+    tree["loss"]["feature_loss"] = "cosine"
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match="feature_loss='cosine', which .* no longer"):
+        open_workdir(tmp_path, Config()).__enter__()
+
+
 def test_free_fields_are_fields():
     names = [name for name, _ in field_paths(Config(), "config.")]
     for free in workdir.FREE_FIELDS:

@@ -30,8 +30,7 @@ def products(jaxpr) -> int:
 def traced(cfg: Config, fn=lambda loss: loss):
     """The loss, or what `fn` makes of it, and arguments without data."""
     params = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
-    centre = jax.ShapeDtypeStruct((cfg.encoder.width,), jnp.float32)
-    arguments = (params, params["encoder"], centre, 1.0, tiny_batch(cfg))
+    arguments = (params, params["encoder"], 1.0, tiny_batch(cfg))
     return fn(make_loss_fn(cfg, jnp.float32)), arguments
 
 

@@ -156,7 +156,7 @@ def test_computing_blocks_again_changes_no_number_and_saves_memory(one):
         def forward(state, batch):
             def loss(params):
                 return make_loss_fn(run.cfg, jnp.float32)(
-                    params, state.teacher_params, state.target_mean, 1.0, batch
+                    params, state.teacher_params, 1.0, batch
                 )[0]
 
             return jax.vjp(loss, state.params)[1]
@@ -252,21 +252,6 @@ def test_steps_on_one_batch_lower_the_loss(eight):
     assert values[-1] < 0.98 * values[0]  # of noise, which one must learn by heart
 
 
-def test_centring_follows_the_teachers_mean():
-    cfg = config()
-    cfg.loss.centre_momentum = 0.9
-    run = build(1, cfg)
-    state = run.init_state()
-    assert not np.any(state.target_mean)
-    for seed in range(3):
-        state, metrics = run.train_step(state, batch_of(run, seed))
-    assert all(np.isfinite(x) for x in metrics.values())
-    # Mean of normalised features: at most 1 in mean square; after three steps
-    # 1 - 0.9**3 of it, and an early teacher is mostly one constant vector.
-    moved = np.sqrt(np.mean(np.square(state.target_mean)))
-    assert 0.1 * (1 - 0.9**3) < moved < 1 - 0.9**3
-
-
 def test_the_batch_is_what_the_structure_says(eight):
     batch = batch_of(eight)
     assert batch.keys() == eight.abstract_batch.keys()
@@ -299,7 +284,7 @@ def test_reconstructions_are_pictures_of_region_b(eight, target):
 
 def test_a_teacher_that_keeps_its_start_is_refused():
     cfg = config()
-    cfg.teacher.schedule = "absolute"
+    cfg.teacher.start_fraction = cfg.teacher.end_fraction = 1.0
     with pytest.raises(ConfigError, match="of the initial weights"):
         build(cfg=cfg)
 
