@@ -1,0 +1,77 @@
+"""Curves of a finished run: losses and retrieval scores against steps."""
+
+import io
+import json
+
+import jax
+from absl import logging
+from etils import epath
+
+from personmae_jax.errors import first_line
+
+# Rows of metrics.jsonl, by panel; a panel none of whose rows a run has is left out.
+_PANELS = {
+    "loss": ("loss", "pixel_loss", "feature_loss", "identity_loss", "triplet_loss"),
+    "retrieval of unseen people": (
+        *("retrieval_mAP", "retrieval_rank1", "occluded_mAP"),
+        *("teacher_retrieval_mAP", "mAP", "rank1"),
+    ),
+}
+
+
+def write_curves(path: epath.Path) -> None:
+    """Writes pictures/curves.png of the run in `path`, from its metrics.jsonl.
+
+    Never fails a finished run: what prevents the picture is said in one warning. Of
+    several processes the first one writes.
+
+    Args:
+      path: The run's folder, local or on object storage.
+    """
+    if jax.process_index() != 0:
+        return
+    try:
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        png = _plot([json.loads(line) for line in lines])
+        (path / "pictures").mkdir(parents=True, exist_ok=True)
+        (path / "pictures" / "curves.png").write_bytes(png)
+    except Exception as error:  # the run itself is finished and saved
+        logging.warning("pictures/curves.png was not written: %s", first_line(error))
+
+
+def _plot(rows: list[dict]) -> bytes:
+    """Returns a PNG with a panel for losses and one for scores."""
+    # Half a second, so only at the end; without pyplot no display is ever asked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = {title: _curves(rows, names) for title, names in _PANELS.items()}
+    curves = {title: found for title, found in curves.items() if found}
+    if not curves:
+        raise ValueError("metrics.jsonl holds no losses and no scores")
+    figure = Figure(figsize=(5.5 * len(curves), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, (title, found) in zip(panels, curves.items(), strict=True):
+        for name, (steps, values) in found.items():
+            marker = "o" if len(steps) < 30 else ""  # few scores, many losses
+            panel.plot(steps, values, label=name, marker=marker, linewidth=1.2)
+        panel.set(title=title, xlabel="step", ylim=(0, None))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()
+
+
+def _curves(
+    rows: list[dict], names: tuple[str, ...]
+) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns steps and values of every name that some row has."""
+    found = {}
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            found[name] = (list(steps), list(values))
+    return found
