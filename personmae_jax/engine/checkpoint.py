@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from personmae_jax.engine import revision
 from personmae_jax.engine.checkpoint_files import (
     STATE,
+    HashedState,
     compare,
     damaged,
     explain,
@@ -40,6 +41,13 @@ class _Manager(ocp.CheckpointManager):
         that moment would be due at a step that the loop has passed.
         """
         return False
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    registry, handler = ocp.handlers.DefaultCheckpointHandlerRegistry(), HashedState()
+    for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+        registry.add(STATE, args, handler)
+    return registry
 
 
 class _Pinned(ocp.checkpoint_managers.PreservationPolicy):
@@ -87,7 +95,9 @@ class Checkpoints(Closing):
             lightweight_initialize=True,
         )
         try:
-            self._manager = _Manager(self._folder, options=options)
+            self._manager = _Manager(
+                self._folder, options=options, handler_registry=_handlers()
+            )
         except Exception as e:  # each storage has its own errors
             raise RunError(
                 f"{self._folder} cannot hold checkpoints ({first_line(e)}); fix that "

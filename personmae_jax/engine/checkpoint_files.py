@@ -1,6 +1,9 @@
 """The files of a checkpoint: which are there, what is in them, and what is wrong."""
 
 import contextlib
+import hashlib
+import json
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -13,6 +16,62 @@ from personmae_jax.errors import RunError, first_line
 from personmae_jax.trees import named_leaves
 
 STATE = "state"  # folder of the state inside STEP/
+_DIGESTS = "digests.json"  # inside that
+_BLOCK = 1 << 20  # bytes hashed at once
+_NOT_READ = ("permission denied", "permission_denied", "input/output error")
+
+
+class HashedState(ocp.StandardCheckpointHandler):
+    """Writes the SHA-256 of every file of the state beside them.
+
+    Orbax calls `finalize` in the background, on the main process, when all processes
+    have written and before the checkpoint takes its name: so none is ever without.
+    Files are hashed rather than arrays, since then a flipped bit of the index is
+    found as well, and no process needs an array that others hold.
+    """
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        text = json.dumps(_digests(directory, _files(directory)), indent=0)
+        (directory / _DIGESTS).write_text(text)
+
+
+def verify(folder: epath.Path) -> None:
+    """Raises RunError unless the files in STEP/ are those that were written.
+
+    A checkpoint of an earlier version has no digests, and passes.
+    """
+    state = folder / STATE
+    try:
+        if not (state / _DIGESTS).exists():
+            return
+        wanted = json.loads((state / _DIGESTS).read_bytes())
+        found = _digests(state, list(wanted))  # a lost one raises
+        wrong = [name for name in wanted if found[name] != wanted[name]]
+    except Exception as e:  # each storage has its own errors
+        raise damaged(folder, e) from e
+    if wrong:
+        raise damaged(folder, ValueError(f"{wrong[0]} is not as it was written"))
+
+
+def _files(directory: epath.Path, prefix: str = "") -> list[str]:
+    names = []  # by hand, since etils has no rglob: it would be dear on gs://
+    for path in directory.iterdir():
+        name = prefix + path.name
+        names += _files(path, name + "/") if path.is_dir() else [name]
+    return names
+
+
+def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        sha256 = hashlib.sha256()
+        with (directory / name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                sha256.update(block)
+        return sha256.hexdigest()
+
+    with futures.ThreadPoolExecutor() as pool:  # hashlib releases the lock
+        return dict(zip(names, pool.map(digest, names), strict=True))
 
 # Arrays that earlier versions wrote and that nothing reads any more.
 _DROPPED = {"target_mean"}
@@ -53,7 +112,8 @@ def find_step(folder: epath.Path, step: int | None) -> int:
 
 
 def read_structure(folder: epath.Path) -> dict[str, Any]:
-    """Shapes and dtypes in STEP/ as nested dicts and lists."""
+    """Shapes and dtypes in STEP/, whose files are verified, as nested dicts."""
+    verify(folder)
     try:
         # A Checkpointer would warn: it looks for the metadata of STEP/ in here too.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -93,7 +153,12 @@ def _describe_leaves(tree: PyTree) -> dict[str, str]:
 
 
 def damaged(folder: epath.Path, error: Exception) -> RunError:
-    """What to raise where STEP/ cannot be read."""
+    """What to raise where STEP/ cannot be read, be it damaged or out of reach."""
+    if any(cause in str(error).lower() for cause in _NOT_READ):
+        return RunError(
+            f"{folder} cannot be read ({explain(error)}); it may well be whole: "
+            "mend the access to it and start again, and remove nothing"
+        )
     older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
     hint = f"remove it to go on from step {older[-1]}" if older else "start a new run"
     return RunError(f"{folder} cannot be read ({explain(error)}); {hint}")

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from personmae_jax.engine import checkpoint_files
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
 
@@ -194,6 +196,59 @@ def test_damage_is_told_with_the_step_and_the_mend(saved, how):
         restored = checkpoints.restore(abstract(make_state(0)), 10)
     assert_same(restored, make_state(10))
     with pytest.raises(RunError, match=message):
+        restore_encoder(saved)
+
+
+def state_files(saved) -> list[pathlib.Path]:
+    state = saved / "checkpoints" / "20" / "state"
+    # Orbax only asks whether commit_success.txt is there.
+    return sorted(
+        file
+        for file in state.rglob("*")
+        if file.is_file() and file.name != "commit_success.txt"
+    )
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_offered(saved):
+    message = "checkpoints/20 cannot be read .*remove it to go on from step 10"
+    assert len(state_files(saved)) >= 4
+    with open_checkpoints(saved) as checkpoints:
+        for file in state_files(saved):
+            data = file.read_bytes()
+            for place in {0, len(data) // 2, len(data) - 1}:
+                flipped = bytearray(data)
+                flipped[place] ^= 1
+                file.write_bytes(flipped)
+                with pytest.raises(RunError, match=message):
+                    checkpoints.restore(abstract(make_state(0)))
+                with pytest.raises(RunError, match=message):
+                    restore_encoder(saved)
+            file.write_bytes(data)
+        assert_same(checkpoints.restore(abstract(make_state(0))), make_state(20))
+
+
+def test_a_lost_file_is_found(saved):
+    lost = next(f for f in state_files(saved) if f.parent.name == "d")
+    lost.unlink()
+    with pytest.raises(RunError, match="checkpoints/20 cannot be read .*from step 10"):
+        restore_encoder(saved)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests_and_loads(saved):
+    (saved / "checkpoints" / "20" / "state" / "digests.json").unlink()
+    with open_checkpoints(saved) as checkpoints:
+        assert_same(checkpoints.restore(abstract(make_state(0))), make_state(20))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_read_that_fails_is_no_damage_and_nobody_is_told_to_remove(
+    saved, monkeypatch, number
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint_files, "_digests", fail)
+    with pytest.raises(RunError, match="may well be whole.*remove nothing"):
         restore_encoder(saved)
 
 
