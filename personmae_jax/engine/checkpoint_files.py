@@ -73,6 +73,7 @@ def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
     with futures.ThreadPoolExecutor() as pool:  # hashlib releases the lock
         return dict(zip(names, pool.map(digest, names), strict=True))
 
+
 # Arrays that earlier versions wrote and that nothing reads any more.
 _DROPPED = {"target_mean"}
 
