@@ -13,7 +13,8 @@ import pytest
 TWO_STEPS = """
 import jax
 from tiny import tiny_batch, tiny_config
-from personmae_jax import experiment, sharding
+from personmae_jax import sharding
+from personmae_jax.pretrain import experiment
 
 cfg = tiny_config()
 mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])

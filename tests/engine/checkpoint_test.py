@@ -283,7 +283,10 @@ def test_encoder_of_a_folder_without_checkpoints_is_refused(tmp_path):
 
 def start(code: str, *arguments: object) -> subprocess.Popen:
     """This file's helpers in a process of its own, then `code`."""
-    prelude = "import sys; sys.path.insert(0, 'tests'); from checkpoint_test import *\n"
+    prelude = (
+        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+    )
+    prelude += "from checkpoint_test import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + code, *map(str, arguments)],
         cwd=REPOSITORY,

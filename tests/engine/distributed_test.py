@@ -18,8 +18,8 @@ import ast
 import sys
 from etils import epath
 import jax
-from personmae_jax import distributed
-from personmae_jax.checkpoint import Checkpoints
+from personmae_jax.engine import distributed
+from personmae_jax.engine.checkpoint import Checkpoints
 
 distributed.initialize(*ast.literal_eval(sys.argv[2]))
 mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -41,7 +41,7 @@ sys.exit(75)
 # A main thread that is busy outside Python, as in a long compilation.
 BUSY = """
 import ctypes
-from personmae_jax import distributed
+from personmae_jax.engine import distributed
 distributed.initialize()
 print("ready -", flush=True)
 mutex = ctypes.create_string_buffer(64)

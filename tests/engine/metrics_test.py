@@ -223,7 +223,7 @@ FILL_THE_DISK = """
 import resource, sys
 from etils import epath
 from personmae_jax.errors import RunError
-from personmae_jax.metrics import MetricsWriter
+from personmae_jax.engine.metrics import MetricsWriter
 writer = MetricsWriter(epath.Path(sys.argv[1]), 0)
 writer.write(1, {"loss": 1.0})
 resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))

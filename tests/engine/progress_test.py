@@ -25,7 +25,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(clock, capsys):
 
 SHOW_PROGRESS = """
 from absl import flags, logging
-from personmae_jax.progress import Progress
+from personmae_jax.engine.progress import Progress
 flags.FLAGS.mark_as_parsed()  # this and the next line as absl.app.run does
 logging.use_absl_handler()
 with Progress(3) as progress:

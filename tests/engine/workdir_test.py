@@ -50,7 +50,7 @@ HOLD = """
 import signal, subprocess, sys
 from pathlib import Path
 from personmae_jax.config import Config
-from personmae_jax.workdir import Workdir
+from personmae_jax.engine.workdir import Workdir
 with Workdir(sys.argv[1], Config(), num_records=24, num_steps=60):
     # A worker that outlives its parent, and inherits all that can be inherited.
     worker = subprocess.Popen(
