@@ -72,6 +72,9 @@ class LossConfig:
 
     pixel_target: str = "normalised"  # per patch (MAE's norm_pix_loss), or "raw"
     pixel_weight: float = 1.0  # BootMAE
+    # Of the part of RegionB's patches that RegionA's visible patches show, where what
+    # is hidden or lies outside counts 1; 0 with regions.same is MAE's loss.
+    visible_pixel_weight: float = 1.0  # BootMAE's targets are all patches
     feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
 

@@ -70,6 +70,7 @@ RANGES = {
     "masks.min_aspect": (0.01, 100),
     "masks.max_aspect": (0.01, 100),
     "loss.pixel_weight": (0, None),
+    "loss.visible_pixel_weight": (0, 1),
     "loss.feature_weight": (0, None),
     "loss.feature_ramp": (0, 1),
     "teacher.start_fraction": (0, 1),

@@ -1,7 +1,7 @@
 """Targets and losses: arrays in, scalars out; everything in float32."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from personmae_jax.models.personmae import layer_norm
 
@@ -23,21 +23,64 @@ def pixel_loss(
     predicted: Float[Array, "b n p"],
     patches: Float[Array, "b n p"],
     target: str = "normalised",
+    weights: Float[Array, "b n"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean squared error over all patches of RegionB.
+    """Mean squared error over all patches of RegionB, or their weighted mean.
 
     Args:
       predicted: Of the pixel predictor; patches in raster order, p = 3 * patch**2.
       patches: RegionB's normalised pixels.
       target: "normalised": every patch brought to zero mean and unit variance;
         "raw": as given.
+      weights: Of every patch, not all 0 over the batch; None: all count alike.
 
-    Source: `forward_loss` in facebookresearch/mae, with every patch counted.
+    Source: `forward_loss` in facebookresearch/mae, whose weights are 1 where a patch
+    is hidden and 0 elsewhere.
     """
     if target == "normalised":
         mean, std = patch_moments(patches)
         patches = (patches - mean) / std
-    return jnp.mean(jnp.square(predicted - patches))
+    error = jnp.square(predicted - patches)
+    if weights is None:
+        return jnp.mean(error)
+    total = jnp.sum(weights * jnp.mean(error, axis=-1))
+    return total / jnp.maximum(jnp.sum(weights), 1e-6)
+
+
+def visible_share(
+    geometry: Float[Array, "b 4"], visible: Int[Array, "b v"], grid: tuple[int, int]
+) -> Float[Array, "b n"]:
+    """How much of each patch of RegionB the encoder sees: 0 nothing, 1 all of it.
+
+    Args:
+      geometry: (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`.
+      visible: Raster indices of RegionA's visible patches.
+      grid: Rows and columns of either region.
+
+    Returns:
+      Shares of the area; exactly 0 or 1 where RegionB is RegionA.
+    """
+    rows, columns = grid
+    patch = jnp.arange(rows * columns)[None, None]
+    is_visible = jnp.any(visible[:, :, None] == patch, axis=1)
+    shown = is_visible.reshape(-1, rows, columns).astype(jnp.float32)
+    down = _overlaps(geometry[:, 0], geometry[:, 2], rows)
+    across = _overlaps(geometry[:, 1], geometry[:, 3], columns)
+    # Sums, not matrix products: a TPU would round their factors to bfloat16.
+    shown = jnp.sum(down[:, :, :, None] * shown[:, None], axis=2)
+    shown = jnp.sum(across[:, None] * shown[:, :, None], axis=3)
+    return shown.reshape(-1, rows * columns)
+
+
+def _overlaps(
+    offset: Float[Array, " b"], scale: Float[Array, " b"], size: int
+) -> Float[Array, "b {size} {size}"]:
+    """Share of each of B's lines (second axis) that lies in each of A's (third)."""
+    offset, scale = offset[:, None, None], scale[:, None, None]
+    of_a = jnp.arange(size, dtype=jnp.float32)[None, None]
+    start = of_a.swapaxes(1, 2) * scale + offset
+    low, high = jnp.maximum(start, of_a), jnp.minimum(start + scale, of_a + 1)
+    return jnp.maximum(high - low, 0) / scale
 
 
 def feature_target(features: Float[Array, "b n d"]) -> Float[Array, "b n d"]:

@@ -71,7 +71,12 @@ def make_loss_fn(
         patches_b = pixels.normalised_patches(
             batch["region_b"], cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
         )
-        pixel = losses.pixel_loss(predicted["pixels"], patches_b, cfg.loss.pixel_target)
+        pixel = losses.pixel_loss(
+            predicted["pixels"],
+            patches_b,
+            cfg.loss.pixel_target,
+            _pixel_weights(cfg, batch),
+        )
         metrics = {"pixel_loss": pixel}
         total = cfg.loss.pixel_weight * pixel
         if "features" in predicted:
@@ -90,6 +95,15 @@ def make_loss_fn(
         return total, metrics | {"loss": total}
 
     return loss_fn
+
+
+def _pixel_weights(cfg: Config, batch: Batch) -> Float[Array, "b n"] | None:
+    """Weights of RegionB's patches in the pixel loss; None: all count alike."""
+    shown_weight = cfg.loss.visible_pixel_weight
+    if shown_weight == 1:
+        return None
+    shown = losses.visible_share(batch["geometry"], batch["visible"], cfg.grid)
+    return 1 - (1 - shown_weight) * shown
 
 
 def make_train_step(

@@ -84,6 +84,47 @@ def test_raw_pixel_loss_is_the_mean_square_of_the_difference():
     )
 
 
+def test_weights_choose_whose_error_counts():
+    patches, errors = tokens(2, 3, 12), jnp.array([[1.0, 2, 3], [4, 5, 6]])
+    predicted = patches + errors[..., None]
+    weights = jnp.array([[0.0, 1, 0], [0, 0, 0.5]])
+    np.testing.assert_allclose(
+        losses.pixel_loss(predicted, patches, "raw", weights),
+        (2**2 + 0.5 * 6**2) / 1.5,
+        rtol=1e-6,
+    )
+
+
+GRID = (4, 2)
+
+
+def shares(geometry, *visible):
+    geometry = jnp.asarray([geometry], jnp.float32)
+    return losses.visible_share(geometry, jnp.array([visible]), GRID)[0]
+
+
+def test_where_b_is_a_just_the_visible_patches_are_shown():
+    np.testing.assert_array_equal(
+        shares((0, 0, 1, 1), 0, 3, 6), [1, 0, 0, 1, 0, 0, 1, 0]
+    )
+
+
+def test_a_patch_of_b_is_shown_by_the_share_of_its_area():
+    # Half a patch down: every patch of B lies in two rows of A, the last row outside.
+    np.testing.assert_allclose(
+        shares((0.5, 0, 1, 1), 0, 4, 7), [0.5, 0, 0.5, 0, 0.5, 0.5, 0, 0.5]
+    )
+    # The upper left quarter of A: four patches of B for each one of A.
+    np.testing.assert_allclose(shares((0, 0, 0.5, 0.5), 2), [0, 0, 0, 0, 1, 1, 1, 1])
+
+
+def test_what_lies_outside_a_is_not_shown():
+    np.testing.assert_array_equal(shares((9, 0, 1, 1), *range(8)), np.zeros(8))
+    np.testing.assert_allclose(
+        shares((0, -1, 1, 3), *range(8)), np.tile([2 / 3, 0], 4), rtol=1e-6
+    )
+
+
 def test_a_patch_of_one_colour_has_target_zero_not_nan():
     patches = jnp.full((1, 2, 12), 0.3)
     # 12 equal float32 numbers: the mean rounds to 3e-8, over a deviation of 1e-3.

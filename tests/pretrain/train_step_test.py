@@ -1,5 +1,8 @@
 """Losses, gradients and updates of the real step: what may flow where."""
 
+import runpy
+from pathlib import Path
+
 import goldens
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,15 @@ import pytest
 from tiny import init_params, tiny_batch, tiny_config
 
 from personmae_jax.config import Config, EncoderConfig, PredictorConfig
+from personmae_jax.config_check import check
 from personmae_jax.data import images, regions
 from personmae_jax.pretrain.train_step import (
     average_micro_batches,
     make_loss_fn,
     predict_region_b,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def total_fn(cfg, dtype="float32"):
@@ -88,6 +94,15 @@ def golden_batch(arrays, b="b"):
     }
 
 
+def mae_config() -> Config:
+    """configs/mae_vitb.py with everything about the method, on a tiny network."""
+    cfg = runpy.run_path(str(ROOT / "configs/mae_vitb.py"))["get_config"]()
+    tiny = tiny_config()
+    cfg.encoder, cfg.data, cfg.train = tiny.encoder, tiny.data, tiny.train
+    cfg.pixel_predictor.width = 64  # 16 heads of 4
+    return cfg
+
+
 def test_losses_and_every_gradient_are_pytorchs():
     arrays = goldens.load("personmae")
     loss_fn = make_loss_fn(golden_config(), jnp.float32)
@@ -118,6 +133,35 @@ def test_b_equal_to_a_without_features_is_plain_mae_over_all_patches():
         params, params["encoder"], 0.0, golden_batch(arrays, "a")
     )
     np.testing.assert_allclose(loss, arrays["mae_loss"], rtol=1e-5)
+    assert metrics.keys() == {"pixel_loss", "loss"}
+
+
+def test_the_mae_config_has_maes_loss_on_hidden_patches_only():
+    """`forward_loss` of facebookresearch/mae in numpy, float64."""
+    cfg = mae_config()
+    check(cfg)
+    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
+    params["pixel_predictor"]["head"]["kernel"] *= 1000  # errors of every size
+    batch = tiny_batch(cfg)
+    batch["region_b"] = batch["region_a"]
+    batch["geometry"] = np.tile(np.array([0, 0, 1, 1], np.float32), (8, 1))
+    loss, metrics = jax.jit(make_loss_fn(cfg, jnp.float32))(
+        params, params["encoder"], 0.0, batch
+    )
+    predicted = jax.jit(lambda x: predict_region_b(cfg, params, x, jnp.float32))(batch)
+    image = (batch["region_a"] / 255 - cfg.data.mean) / cfg.data.std
+    target = np.einsum("nhpwqc->nhwpqc", image.reshape(8, 4, 4, 2, 4, 3))
+    target = target.reshape(8, 8, 48)
+    var = target.var(axis=-1, keepdims=True, ddof=1)
+    target = (target - target.mean(axis=-1, keepdims=True)) / (var + 1e-6) ** 0.5
+    mask = np.ones((8, 8))
+    np.put_along_axis(mask, batch["visible"], 0, axis=1)
+    assert mask.sum() == 8 * 6  # three quarters
+    error = ((np.float64(predicted["pixels"]) - target) ** 2).mean(axis=-1)
+    expected = (error * mask).sum() / mask.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert abs(error.mean() - expected) > 1e-3 * expected  # visible ones would matter
+    assert params.keys() == {"encoder", "pixel_predictor"}
     assert metrics.keys() == {"pixel_loss", "loss"}
 
 
