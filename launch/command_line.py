@@ -5,10 +5,12 @@ was done; 75 interrupted and saved, start again.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -75,6 +77,26 @@ def define_workdir() -> Callable[[], str]:
     return lambda: (
         f"runs/{config_file().stem}" if flag.value is None else str(flag.value)
     )
+
+
+def define_numbers(
+    name: str, kind: type[int] | type[float], count: int, words: str
+) -> flags.FlagHolder[Any]:
+    """Defines a flag of so many numbers, as 0.5,0.5,0.5 or 24x8; None if absent."""
+    return flags.DEFINE(_Numbers(kind, count), name, None, words)
+
+
+class _Numbers(flags.ArgumentParser):
+    def __init__(self, kind: type[int] | type[float], count: int):
+        self._kind, self._count = kind, count
+
+    def parse(self, argument: Any) -> tuple[int | float, ...]:
+        low = 1 if self._kind is int else 0
+        with contextlib.suppress(ValueError):
+            values = tuple(map(self._kind, re.split("[x,]", argument)))
+            if len(values) == self._count and all(low <= x < 1000 for x in values):
+                return values
+        raise ValueError(f"it must be {self._count} numbers of at least {low}")
 
 
 def show(*names: str) -> None:

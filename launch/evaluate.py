@@ -3,7 +3,8 @@
 Example: python launch/evaluate.py --workdir=runs/vitb --dataset=market1501
   --data=Market-1501-v15.09.15 --out=scores
 
-Or --torch-weights=FILE of a ViT; --dataset=synthetic needs no --data. --out gets
+Or --torch-weights=FILE of a ViT, with --grid, --num-heads, --mean and --std where it
+guesses wrong; --dataset=synthetic needs no --data. --out gets
 retrieval.json and ranking.png: queries with what was found, who matches in green.
 Exit codes: 0 scored, 1 failed, 2 wrong arguments, 75 interrupted.
 """
@@ -28,6 +29,12 @@ _REQUEST = (
     flags.DEFINE_integer(
         "width", None, "Pixels, with --torch-weights; else the file's.", 1
     ),
+    command_line.define_numbers(
+        "grid", int, 2, "ROWSxCOLUMNS of patches of the file's learned positions."
+    ),
+    flags.DEFINE_integer("num-heads", None, "Of the file's encoder.", 1),
+    command_line.define_numbers("mean", float, 3, "R,G,B in 0..1, of its images."),
+    command_line.define_numbers("std", float, 3, "R,G,B in 0..1, of its images."),
     flags.DEFINE_string("dataset", None, "market1501, msmt17, id_folders, synthetic."),
     flags.DEFINE_string("data", None, "Folder of the data set."),
     flags.DEFINE_integer("query-camera", None, "Of id_folders; the lowest if absent."),

@@ -7,7 +7,6 @@ others; that is also in a model card beside the file. Exit codes: 0 written, 1 f
 or PyTorch disagrees with JAX, 2 wrong arguments, 75 interrupted; only 0 leaves a file.
 """
 
-import re
 import signal
 import sys
 
@@ -30,9 +29,10 @@ _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the latest if abs
 _WEIGHTS = flags.DEFINE_string(
     "weights", None, "student or teacher; the run's config.export.weights if absent."
 )
-_GRID = flags.DEFINE_string(
+_GRID = command_line.define_numbers(
     "grid",
-    None,
+    int,
+    2,
     "ROWSxCOLUMNS of patches of the model that loads it; the run's if absent: "
     "16x8 at 256x128, 24x8 at 384x128, 21x10 at stride 12; 14x14 for MAE, OML.",
 )
@@ -44,7 +44,6 @@ _REFERENCE = flags.DEFINE_string(
 def main() -> int:
     if _WORKDIR.value is None or _OUT.value is None:
         raise ConfigError("name run and file: --workdir=runs/vitb --out=vitb.pth")
-    grid = None if _GRID.value is None else _parse_grid(_GRID.value)
     signal.signal(signal.SIGINT, _leave_interrupted)
     signal.signal(signal.SIGTERM, _leave_interrupted)
 
@@ -59,19 +58,12 @@ def main() -> int:
         _OUT.value,
         step=_STEP.value,
         weights=_WEIGHTS.value,
-        grid=grid,
+        grid=_GRID.value,
         layout=_LAYOUT.value,
         reference=_REFERENCE.value,
     )
     print(markdown)
     return 0
-
-
-def _parse_grid(text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
-    if sides is None:
-        raise ConfigError(f"--grid={text} must be ROWSxCOLUMNS, as in 14x14")
-    return int(sides[1]), int(sides[2])
 
 
 def _leave_interrupted(*_: object) -> None:

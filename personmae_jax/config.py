@@ -170,6 +170,9 @@ class InitConfig:
 
     # A local .pth, .pt or .safetensors file of a ViT; None: from scratch.
     torch_weights: str | None = None
+    # Rows and columns of patches that its learned positions are for; None: what the
+    # file tells, else a guess by their number.
+    grid: tuple[int, int] | None = None
     # The file was trained on pixels in -1..1 (mean 0.5, std 0.5 of 0..1; timm's
     # AugReg, BEiT): its patch embedding is changed to answer the same to pixels
     # normalised with config.data.mean and std.

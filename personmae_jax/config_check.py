@@ -172,6 +172,8 @@ def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
                 f"use e.g. {max(patch, size - size % patch)}"
             )
     yield from _width_problems("encoder", cfg.encoder.width, cfg.encoder.num_heads)
+    if cfg.init.grid is not None and min(cfg.init.grid) < 1:
+        yield f"config.init.grid={cfg.init.grid} must be rows and columns of patches"
     if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
         yield (
             "config.init.fold_normalisation changes the weights of a file; "

@@ -36,12 +36,16 @@ from personmae_jax.errors import ConfigError
 class FinetuneInitConfig(InitConfig):
     """What the encoder starts from; random where neither a run nor a file is named.
 
-    Run and file bring their architecture, mean and std with them.
+    Run and file bring their architecture, mean and std with them. Of a file no tensor
+    tells heads, mean and std; None: what is found beside it, else a guess.
     """
 
     workdir: str | None = None  # of a run, pretrained or fine-tuned
     step: int | None = None  # of its checkpoint; None: the latest
     weights: str = "student"  # or "teacher"
+    num_heads: int | None = None
+    mean: tuple[float, float, float] | None = None  # RGB in 0..1
+    std: tuple[float, float, float] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,6 +159,7 @@ _CHOICES = {
 }
 _RANGES = {
     "init.step": (0, None),
+    "init.num_heads": (1, None),
     "data.synthetic_train": (1, None),
     "sampling.identities": (2, 2**16),
     "sampling.images": (2, 2**10),

@@ -51,7 +51,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         "eval.centre_cameras",
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
-        *("data.mean", "data.std", "encoder.pos_embed_grid"),
+        *("data.mean", "data.std", "encoder.pos_embed_grid", "init.grid"),
     }
     ruled = config_check.RANGES.keys() | config_check.CHOICES.keys()
     assert not ruled & free
@@ -126,6 +126,7 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
             {"init__fold_normalisation": True},
             "fold_normalisation .* name one with --config.init.torch_weights=FILE",
         ),
+        ({"init__grid": (0, 8)}, r"init.grid=\(0, 8\) must be rows and columns"),
         ({"regions__min_area": 0.9, "regions__max_area": 0.8}, "min_area=0.9 exceeds"),
         ({"regions__min_aspect": 2.0}, "regions.min_aspect=2.0 exceeds max_aspect"),
         ({"masks__min_aspect": 9.0}, "masks.min_aspect=9.0 exceeds max_aspect=3.3"),

@@ -42,7 +42,7 @@ def settle(cfg: FinetuneConfig, workdir: str) -> None:
         cfg.encoder.pos_embed_grid = source.pos_embed_grid if is_other else None
     elif cfg.init.torch_weights is not None:
         size = (cfg.data.height, cfg.data.width)
-        _adopt(cfg, importer.read_settings(cfg.init.torch_weights, size))
+        _adopt(cfg, importer.read_settings(cfg.init, size))
 
 
 def _adopt(cfg: FinetuneConfig, source: ModelConfig) -> None:

@@ -1,26 +1,21 @@
 """The encoder that a run starts from: a PyTorch file's tensors as our parameters."""
 
-import contextlib
-import json
-import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from personmae_jax import foreign_files
-from personmae_jax.config import ModelConfig
+from personmae_jax.config import InitConfig, ModelConfig
+from personmae_jax.config_check import encoder_problems, image_problems
+from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
-from personmae_jax.pytorch import read, weights
+from personmae_jax.pytorch import read, told, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
 from personmae_jax.pytorch.read import Stored
 from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise
 
 Tensors = dict[str, np.ndarray]
-
-_VIT_TYPES = ("vit", "vit_mae", "deit", "dinov2")  # of transformers' config.json
 
 
 class Imported(NamedTuple):
@@ -43,7 +38,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
         describes; lists every tensor that is missing, left over or does not fit.
     """
     path = str(cfg.init.torch_weights)
-    found, meta = _open(path)
+    found, meta = _open(cfg.init)
     tensors, problems = _read_tensors(found.tensors, cfg)
     heads = meta.get("num_heads")
     if heads is not None and heads != cfg.encoder.num_heads:  # no shape tells it
@@ -56,8 +51,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     table, dtype = tensors.pop("pos_embed"), found.tensors["pos_embed"].dtype
     positions, note = choose_positions(table, dtype, meta, cfg)
     notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
-    if heads is None:  # told by our own exports and transformers' folders
-        notes.append(f"GUESS: it has {cfg.encoder.num_heads} heads; no tensor tells.")
+    notes += told.sentences(meta, cfg)
     if found.dropped:
         notes.append(f"Left out of it: {_some(found.dropped)}.")
     if cfg.init.fold_normalisation:
@@ -74,30 +68,32 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     return Imported(params, tuple(notes))
 
 
-def read_settings(path: str, size: tuple[int, int] | None = None) -> ModelConfig:
+def read_settings(
+    init: FinetuneInitConfig, size: tuple[int, int] | None = None
+) -> ModelConfig:
     """Returns settings with which `read_encoder` reads the encoder in a file as it is.
 
-    The architecture is that of the file's shapes. Heads are those that the file or a
-    config.json of transformers beside it tells, else those of the known ViT of this
-    width, else 64 wide; the input's statistics are ImageNet's, unless the file tells.
+    The architecture is that of the file's shapes. What no tensor tells is what `init`
+    says, else the file, else the JSON files of transformers beside it, else a guess:
+    the heads of the known ViT of this width, or 64 wide; ImageNet's mean and std.
 
     Args:
-      path: Of a .pth, .pt or .safetensors file.
+      init: Its `torch_weights` is a .pth, .pt or .safetensors file.
       size: Height and width of the images in pixels; None: what its positions are for.
 
     Raises:
       ConfigError: The file cannot be read or holds no ViT; we have no such ViT, or the
         size that its positions are for cannot be told.
     """
-    found, meta = _open(path)
-    cfg = ModelConfig()
-    cfg.init.torch_weights = path
+    found, meta = _open(init)
+    path, cfg = init.torch_weights, ModelConfig(init=init)
     for name, value in architecture(found.tensors).items():
         setattr(cfg.encoder, name, value)
     if isinstance(heads := meta.get("num_heads"), int):
         cfg.encoder.num_heads = heads
     for name in ("mean", "std"):
-        if (values := _numbers(meta.get(name))) is not None:
+        values = getattr(init, name) or told.numbers(meta.get(name))
+        if values is not None:
             setattr(cfg.data, name, values)
     _check_architecture(cfg)
     table = found.tensors.get("pos_embed")
@@ -113,13 +109,16 @@ def read_settings(path: str, size: tuple[int, int] | None = None) -> ModelConfig
     grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
     if size is None:
         cfg.data.height, cfg.data.width = grid[0] * patch, grid[1] * patch
+    if problems := [*encoder_problems(cfg), *image_problems(cfg.data)]:
+        raise ConfigError("\n".join(problems))
     if not cfg.encoder.learned_positions and cfg.grid != grid:
         cfg.encoder.pos_embed_grid = grid
     return cfg
 
 
-def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
-    """The encoder's tensors in a file, and what the file says of itself."""
+def _open(init: InitConfig) -> tuple[Recognised, dict[str, Any]]:
+    """The encoder's tensors in a file, and what is told of them."""
+    path = str(init.torch_weights)
     opened = read.open_file(path)
     found = recognise(opened.tree)
     if found is None:
@@ -128,21 +127,7 @@ def _open(path: str) -> tuple[Recognised, dict[str, Any]]:
             "be cls_token, after prefixes; at its top are "
             f"{_some([*map(str, opened.tree)]) or 'no names'}"
         )
-    return found, _beside(path) | _own_meta(opened)
-
-
-def _beside(path: str) -> dict[str, Any]:
-    """What transformers' config.json, beside the file or in the folder, tells."""
-    file = pathlib.Path(path).expanduser()
-    folder = file if file.is_dir() else file.parent
-    try:
-        told = foreign_files.read_json(folder / "config.json", limit=2**20)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(told, dict) or told.get("model_type") not in _VIT_TYPES:
-        return {}
-    heads = told.get("num_attention_heads")
-    return {"num_heads": heads} if type(heads) is int and 0 < heads < 1000 else {}
+    return found, told.look_up(init, opened)
 
 
 def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, list[str]]:
@@ -230,25 +215,3 @@ def _check_architecture(cfg: ModelConfig) -> None:
 
 def _is_table(shape: tuple[int, ...], width: int) -> bool:
     return len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] == width
-
-
-def _numbers(value: Any) -> tuple[float, float, float] | None:
-    """Three finite numbers, as our exports write them."""
-    match value:
-        case [float(r), float(g), float(b)] if math.isfinite(r + g + b):
-            return r, g, b
-    return None
-
-
-def _own_meta(opened: read.Opened) -> dict[str, Any]:
-    """What our exports say of themselves; of other files usually nothing."""
-    meta = opened.tree.get("meta", opened.metadata)
-    if not isinstance(meta, dict):
-        return {}
-    found = {}
-    for name, value in meta.items():
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(value)  # safetensors has strings alone
-        found[name] = value
-    return found

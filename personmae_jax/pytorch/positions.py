@@ -54,13 +54,18 @@ def choose_positions(
             f"Its positions are the fixed codes of {_say(coded[0])} patches, "
             + ("as here." if is_same else f"here those of {here} are used."),
         )
-    grid = coded[0] if coded else _learned_grid(count, _told_grid(meta, "grid"), cfg)
+    grid = coded[0] if coded else _learned_grid(count, meta, cfg)
+    is_told = coded or _told_grid(meta, "grid")
+    guess = "" if is_told else f"GUESS: its {count} positions are of {_say(grid)}. "
     if grid == cfg.grid:
-        return table, f"Its {here} positions are loaded and will be trained."
+        return table, f"{guess}Its {here} positions are loaded."
     if coded:
-        return codes, f"Its positions are fixed codes; those of {here} will be trained."
+        return (
+            codes,
+            f"Its positions are fixed codes; here they start from those of {here}.",
+        )
     return resample_positions(table, grid, cfg.grid), (
-        f"Its {_say(grid)} positions were resampled to {here} and will be trained."
+        f"{guess}Its {_say(grid)} positions were resampled to {here}."
     )
 
 
@@ -81,8 +86,7 @@ def find_grid(
     coded = _sine_cosine_grids(table, dtype, {trained} if trained else set())
     if coded:
         return coded[1], False
-    count = table.shape[1] - 1
-    return _learned_grid(count, _told_grid(meta, "grid"), cfg), True
+    return _learned_grid(table.shape[1] - 1, meta, cfg), True
 
 
 def _sine_cosine_grids(
@@ -101,25 +105,25 @@ def _sine_cosine_grids(
     return None
 
 
-def _learned_grid(count: int, told: Grid | None, cfg: ModelConfig) -> Grid:
-    """The grid of a learned table, by our exports' word or by its number of patches."""
-    grids = set()
+def _learned_grid(count: int, meta: Mapping[str, Any], cfg: ModelConfig) -> Grid:
+    """The grid of a learned table, as it is told, or by its number of patches."""
+    told, grids = _told_grid(meta, "grid"), set()
     for rows, columns in _RATIOS:
         scale = math.isqrt(count // (rows * columns))
         if rows * columns * scale**2 == count:
             grids.add((rows * scale, columns * scale))
-    if told and told[0] * told[1] == count:
-        grids = {told}
+    if told:
+        grids = {told} if math.prod(told) == count else set()
     elif cfg.num_patches == count:  # the size that is asked for decides
         grids = {cfg.grid}
     if len(grids) == 1:
         return grids.pop()
     could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1, 3:1 or 4:3"
+    could = f"not {_say(told)}" if told else could
     raise ConfigError(
         f"config.init.torch_weights={cfg.init.torch_weights} has learned positions of "
-        f"{count} patches, whose rows and columns cannot be told ({could}); give the "
-        "size that they are for (--config.data.height and width; evaluation: --height "
-        "and --width)"
+        f"{count} patches, whose rows and columns cannot be told ({could}); give them: "
+        "--config.init.grid=ROWS,COLUMNS"
     )
 
 

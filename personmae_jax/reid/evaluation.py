@@ -58,7 +58,7 @@ def evaluate(request: Request) -> Scores:
     folder = open_folder(request) if is_main else None
     mesh = sharding.make_mesh()
     if is_main:
-        print(_describe(subject, people, mesh), flush=True)
+        print(_describe(subject, people, mesh), *subject.notes, sep="\n", flush=True)
     query, gallery = _features(request, subject, people, mesh)
     distances = CosineDistances(mesh)
     if request.rerank:

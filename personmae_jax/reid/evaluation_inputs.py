@@ -2,11 +2,12 @@
 
 import dataclasses
 import pathlib
+import re
 import tempfile
 from typing import Any, NamedTuple
 
 from personmae_jax.config import ModelConfig, SyntheticConfig
-from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.config_finetune import FinetuneConfig, FinetuneInitConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
@@ -14,6 +15,8 @@ from personmae_jax.pytorch import importer
 from personmae_jax.reid import datasets
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.layouts import LAYOUTS
+
+_OF_FILES = ("grid", "num_heads", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class Request:
     step: int | None = None  # of a run; None: the latest, 0: the untrained network
     height: int | None = None  # of a file: pixels of the images, if not those that
     width: int | None = None  # its positions are for
+    grid: tuple[int, int] | None = None  # of a file; these as in FinetuneInitConfig
+    num_heads: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     dataset: str | None = None  # a key of LAYOUTS, or "synthetic"
     data: str | None = None  # folder of the data set
     query_camera: int | None = None  # of "id_folders" and "synthetic"
@@ -45,12 +52,14 @@ class Subject(NamedTuple):
       cfg: Its architecture, and the size and statistics of its images.
       params: Numpy arrays.
       matmul_dtype: Of matrix products, as config.train names it.
+      notes: Sentences on how a file was read.
     """
 
     name: str
     cfg: ModelConfig
     params: dict[str, Any]
     matmul_dtype: str = "auto"
+    notes: tuple[str, ...] = ()
 
 
 def open_subject(request: Request) -> Subject:
@@ -70,10 +79,10 @@ def open_subject(request: Request) -> Subject:
 
 
 def _open_run(request: Request, workdir: str) -> Subject:
-    if request.height is not None or request.width is not None:
-        raise ConfigError(
-            "--height and --width go with --torch-weights; a run has its own size"
-        )
+    for name in ("height", "width", *_OF_FILES):
+        if getattr(request, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} goes with --torch-weights; a run has its own")
     cfg = read_settings(workdir)
     if isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras:
         raise ConfigError(
@@ -100,13 +109,20 @@ def _open_file(request: Request, path: str) -> Subject:
         size = request.height, request.width
     elif request.height is not None or request.width is not None:
         raise ConfigError("give both --height and --width, in pixels, or neither")
+    init = FinetuneInitConfig(torch_weights=path)
+    for name in _OF_FILES:
+        setattr(init, name, getattr(request, name))
     try:
-        cfg = importer.read_settings(path, size)
-        params = importer.read_encoder(cfg).params
+        cfg = importer.read_settings(init, size)
+        params, notes = importer.read_encoder(cfg)
     except ConfigError as e:  # in the words of those who train
-        text = str(e).replace("config.init.torch_weights", "--torch-weights")
+        text = re.sub(
+            r"(?:--)?config\.(?:init|data)\.(\w+)",
+            lambda match: f"--{match[1].replace('_', '-')}",
+            str(e),
+        )
         raise ConfigError(text) from e
-    return Subject(path, cfg, params)
+    return Subject(path, cfg, params, notes=notes)
 
 
 def open_people(request: Request, own: SyntheticConfig) -> ReidDataset:

@@ -11,6 +11,7 @@ from torch_files import learned_table, save_torch
 
 from personmae_jax import pixels
 from personmae_jax.config import Config
+from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
 from personmae_jax.pixels import patchify
@@ -246,14 +247,27 @@ def test_a_number_of_patches_that_fits_two_grids_is_said(tensors, tmp_path):
     assert "(16 x 12 or 24 x 8)" in refusal(cfg)
 
 
+def test_a_learned_file_of_24_x_8_patches_starts_another_run_by_a_setting(
+    tensors, tmp_path
+):
+    table = learned_table(tiny_config(), 192)
+    path = save_torch(tmp_path / "f.pth", tensors | {"pos_embed": table})
+    cfg = with_file(path, learned_positions=True)
+    assert "--config.init.grid=ROWS,COLUMNS" in refusal(cfg)
+    cfg.init.grid = (24, 8)
+    expected = resample_positions(table, (24, 8), (4, 2))
+    assert_encoder(read_encoder(cfg).params, tensors, pos_embed=expected)
+
+
 @pytest.mark.parametrize("grid", [(16, 12), (24, 8)])
 def test_the_size_that_is_asked_for_tells_the_grid_of_a_learned_table(
     grid, tensors, tmp_path
 ):
     table = learned_table(tiny_config(), 192)
     path = save_torch(tmp_path / "f.pth", tensors | {"pos_embed": table})
-    cfg = read_settings(str(path), (4 * grid[0], 4 * grid[1]))
+    init = FinetuneInitConfig(torch_weights=str(path))
+    cfg = read_settings(init, (4 * grid[0], 4 * grid[1]))
     assert cfg.grid == grid
     np.testing.assert_array_equal(read_encoder(cfg).params["pos_embed"], table)
     with pytest.raises(ConfigError, match="16 x 12 or 24 x 8"):
-        read_settings(str(path))
+        read_settings(init)

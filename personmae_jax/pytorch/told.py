@@ -1,0 +1,108 @@
+"""What no tensor of a file tells: heads, statistics of pixels, grid, LayerNorm's eps.
+
+It is what the settings say, else the file, else the JSON files of transformers beside
+it; what is left is guessed, and said to be.
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from personmae_jax import foreign_files
+from personmae_jax.config import InitConfig, ModelConfig
+from personmae_jax.pytorch.read import Opened
+
+_VIT_TYPES = ("vit", "vit_mae", "deit", "dinov2")
+# Files of transformers: which of them count, and their names for what they tell.
+_BESIDE = (
+    (
+        "config.json",
+        lambda content: content.get("model_type") in _VIT_TYPES,
+        {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"},
+    ),
+    (
+        "preprocessor_config.json",
+        lambda content: content.get("do_normalize") is True,
+        {"image_mean": "mean", "image_std": "std"},
+    ),
+)
+_SETTINGS = ("num_heads", "mean", "std", "grid")  # of `init`; they overrule a file
+_HALF = (0.5, 0.5, 0.5)
+_EPS = 1e-6  # of every LayerNorm here
+
+
+def look_up(init: InitConfig, opened: Opened) -> dict[str, Any]:
+    """Returns what is told, by the names of `export.describe_export`."""
+    said = {name: getattr(init, name, None) for name in _SETTINGS}
+    said = {name: value for name, value in said.items() if value is not None}
+    return _beside(str(init.torch_weights)) | _own_meta(opened) | said
+
+
+def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
+    """Sentences on what no tensor tells: what is taken, where it is a guess."""
+    guesses = []
+    if "num_heads" not in meta:
+        guesses.append(f"{cfg.encoder.num_heads} heads")
+    mean, std = (numbers(meta.get(name)) for name in ("mean", "std"))
+    ours = (tuple(cfg.data.mean), tuple(cfg.data.std))
+    if cfg.init.fold_normalisation:
+        ours = (_HALF, _HALF)
+    if mean is None or std is None:
+        guesses.append(f"pixels of mean {ours[0]} and std {ours[1]}")
+    elif (mean, std) != ours:
+        yield (
+            f"WARNING: it was made for pixels of mean {mean} and std {std}, and gets "
+            f"those of mean {ours[0]} and std {ours[1]}."
+        )
+    eps = meta.get("layer_norm_eps")
+    if eps is None:
+        guesses.append(f"LayerNorm's eps {_EPS}")
+    elif eps != _EPS:
+        yield f"Its LayerNorm has an eps of {str(eps)[:20]}, here it is {_EPS}."
+    if guesses:
+        yield f"GUESS: it was made for {', '.join(guesses)}; no tensor tells."
+
+
+def _beside(path: str) -> dict[str, Any]:
+    """What transformers' JSON files, beside the file or in the folder, tell."""
+    file, found = pathlib.Path(path).expanduser(), {}
+    folder = file if file.is_dir() else file.parent
+    for name, is_ours, fields in _BESIDE:
+        try:
+            content = foreign_files.read_json(folder / name, limit=2**20)
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and is_ours(content):
+            found |= {
+                new: content[old] for old, new in fields.items() if old in content
+            }
+    if type(heads := found.get("num_heads")) is not int or not 0 < heads < 1000:
+        found.pop("num_heads", None)
+    return found
+
+
+def _own_meta(opened: Opened) -> dict[str, Any]:
+    """What our exports say of themselves; of other files usually nothing."""
+    meta = opened.tree.get("meta", opened.metadata)
+    if not isinstance(meta, dict):
+        return {}
+    found = {}
+    for name, value in meta.items():
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)  # safetensors has strings alone
+        found[name] = value
+    return found
+
+
+def numbers(value: Any) -> tuple[float, float, float] | None:
+    """Three finite numbers, of red, green and blue."""
+    match value:
+        case [float() | int(), float() | int(), float() | int()]:
+            with contextlib.suppress(OverflowError):
+                r, g, b = map(float, value)
+                return (r, g, b) if math.isfinite(r + g + b) else None
+    return None
