@@ -13,29 +13,22 @@ identity as often as it has K images instead, and draws which, so that its batch
 depends on all before it.
 """
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Int32, Int64
 
-from personmae_jax.config_finetune import AugmentConfig, FinetuneConfig
-from personmae_jax.data import images
-from personmae_jax.data.batches import Batch, HostBatches
-from personmae_jax.data.buffer_pool import BufferPool
-from personmae_jax.data.images import Box
-from personmae_jax.data.rng import BatchRng, RecordOrder
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.data.batches import Batch
+from personmae_jax.data.rng import RecordOrder
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid.batches import PeopleBatches
 from personmae_jax.reid.datasets import (
     ReidDataset,
     check_training,
     open_dataset,
-    read_image,
     synthetic_dataset,
 )
 
-_NUM_DRAWS = 8  # uniform numbers an image is changed by
-_AUGMENT, _IMAGES, _NOISE = 0, 1, 2  # what random numbers are for
+_IMAGES = 1  # what random numbers are for; see reid/batches.py
 
 
 class IdentitySampler:
@@ -79,16 +72,13 @@ class IdentitySampler:
         return own[order[turn * self._k : (turn + 1) * self._k]]
 
 
-class FinetuneBatches(HostBatches):
+class FinetuneBatches(PeopleBatches):
     """The training batches of one host; picklable, and read by many threads at once.
 
     That of a step is a dict of arrays whose leading axis is b = P * K / num_hosts:
       `image`: uint8 (b, height, width, 3), RGB.
       `label`: int32 (b,), the identity, 0 .. number of training identities - 1.
       `camera`: int32 (b,), 0 .. number of cameras of the whole data set - 1.
-
-    Making one raises RunError if an image cannot be used: another one in its place
-    would be another person.
     """
 
     def __init__(
@@ -108,13 +98,12 @@ class FinetuneBatches(HostBatches):
           num_hosts: Number of processes, a divisor of `cfg.batch_size`.
         """
         super().__init__(
-            cfg.batch_size,
-            num_threads=cfg.data.num_threads,
-            num_workers=cfg.data.num_workers,
+            *(dataset.records, cfg.data, cfg.augment, cfg.train.seed),
+            batch_size=cfg.batch_size,
             host=host,
             num_hosts=num_hosts,
         )
-        self._dataset, self._cfg = dataset, cfg
+        self._train = dataset.train
         people = dataset.identities[dataset.train]
         self._labels = np.unique(people, return_inverse=True)[1]
         self._cameras = camera_numbers(dataset)[dataset.train]
@@ -124,88 +113,12 @@ class FinetuneBatches(HostBatches):
             images=cfg.sampling.images,
             seed=cfg.train.seed,
         )
-        rows = cfg.batch_size // num_hosts
-        self._memory = BufferPool(rows, cfg.data.height, cfg.data.width, 3)
 
-    def begin(self, positions: range) -> tuple[Batch, Callable[[int], object]]:
-        step, first = divmod(positions.start, self._batch_size)
-        chosen = self._sampler.batch(step)[first :: positions.step]
-        numbers = BatchRng(self._cfg.train.seed, positions).uniform(
-            _AUGMENT, _NUM_DRAWS
-        )
-        batch = {
-            "image": self._memory.take(),
-            "label": self._labels[chosen].astype(np.int32),
-            "camera": self._cameras[chosen],
-        }
-        fill = functools.partial(
-            self._fill_row, batch["image"], chosen, positions, numbers
-        )
-        return batch, fill
-
-    def _fill_row(
-        self,
-        pixels: UInt8[np.ndarray, "b height width 3"],
-        chosen: Int64[np.ndarray, " b"],
-        positions: range,
-        numbers: Float64[np.ndarray, "b n"],
-        row: int,
-    ) -> None:
-        cfg, record = self._cfg, int(self._dataset.train[chosen[row]])
-        image = read_image(
-            self._dataset.records,
-            record,
-            max_pixels=cfg.data.max_pixels,
-            min_side=cfg.data.min_side,
-        )
-        out = pixels[row]
-        images.crop_resize(image, Box(0, 0, *image.shape[:2]), out)
-        noise = np.random.default_rng((cfg.train.seed, _NOISE, positions[row]))
-        augment(out, numbers[row], noise, cfg.augment, (cfg.data.mean, cfg.data.std))
-
-
-def augment(
-    pixels: UInt8[np.ndarray, "height width 3"],
-    numbers: Float64[np.ndarray, " n"],
-    noise: np.random.Generator,
-    cfg: AugmentConfig,
-    statistics: tuple[tuple[float, float, float], tuple[float, float, float]],
-) -> None:
-    """Flips, shifts and erases one image in place.
-
-    The shift is a crop of the image with `padding` black pixels on every side. The
-    erased rectangle becomes noise that is standard normal once it is normalised, but
-    for what lies outside 0..255; one that would not fit is clipped, where timm draws
-    again.
-
-    Args:
-      pixels: Of the size that the network sees.
-      numbers: Eight, uniform in [0, 1).
-      noise: For the rectangle.
-      cfg: Probabilities and sizes.
-      statistics: Mean and standard deviation by which images are normalised.
-
-    Source: TransReID, datasets/make_dataloader.py; timm's RandomErasing, mode "pixel".
-    """
-    height, width, _ = pixels.shape
-    flip, y, x, erase, area, aspect, top, left = numbers
-    if flip < cfg.flip_probability:
-        pixels[:] = pixels[:, ::-1].copy()
-    pad = cfg.padding
-    if pad:
-        dy, dx = int(y * (2 * pad + 1)), int(x * (2 * pad + 1))
-        padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)))
-        pixels[:] = padded[dy : dy + height, dx : dx + width]
-    if erase >= cfg.erase_probability:
-        return
-    share = cfg.erase_min_area + area * (cfg.erase_max_area - cfg.erase_min_area)
-    ratio = cfg.erase_min_aspect ** (1 - 2 * aspect)  # height to width, uniform in log
-    h = min(height, round(np.sqrt(share * height * width * ratio)))
-    w = min(width, round(np.sqrt(share * height * width / ratio)))
-    y0, x0 = int(top * (height - h + 1)), int(left * (width - w + 1))
-    mean, std = np.asarray(statistics, np.float32)[:, None, None]
-    values = noise.standard_normal((h, w, 3), np.float32) * std + mean
-    pixels[y0 : y0 + h, x0 : x0 + w] = np.clip(values * 255, 0, 255).round()
+    def choose(self, step: int) -> tuple[Int64[np.ndarray, " b"], Batch]:
+        chosen = self._sampler.batch(step)
+        labels = self._labels[chosen].astype(np.int32)
+        about = {"label": labels, "camera": self._cameras[chosen]}
+        return self._train[chosen], about
 
 
 def camera_numbers(dataset: ReidDataset) -> Int32[np.ndarray, " n"]:
