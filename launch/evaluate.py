@@ -3,9 +3,10 @@
 Example: python launch/evaluate.py --workdir=runs/vitb --dataset=market1501
   --data=Market-1501-v15.09.15 --out=scores
 
-Or --torch-weights=FILE of a ViT, with --grid, --num-heads, --mean and --std where it
-guesses wrong; --dataset=synthetic needs no --data. --out gets
-retrieval.json and ranking.png: queries with what was found, who matches in green.
+Or --torch-weights=FILE of a ViT, with --prefix where it holds several, and --grid,
+--num-heads, --mean, --std where they are guessed wrong. --dataset=synthetic needs no
+--data. --out gets retrieval.json and ranking.png: queries with what was found, who
+matches in green.
 Exit codes: 0 scored, 1 failed, 2 wrong arguments, 75 interrupted.
 """
 
@@ -29,6 +30,7 @@ _REQUEST = (
     flags.DEFINE_integer(
         "width", None, "Pixels, with --torch-weights; else the file's.", 1
     ),
+    flags.DEFINE_string("prefix", None, "Of the ViT's names in the file."),
     command_line.define_numbers(
         "grid", int, 2, "ROWSxCOLUMNS of patches of the file's learned positions."
     ),

@@ -170,6 +170,9 @@ class InitConfig:
 
     # A local .pth, .pt or .safetensors file of a ViT; None: from scratch.
     torch_weights: str | None = None
+    # What the names of the ViT in it begin with, keys of dicts included, as
+    # "model.backbone"; None: its only ViT, or the average (teacher, model_ema) of one.
+    prefix: str | None = None
     # Rows and columns of patches that its learned positions are for; None: what the
     # file tells, else a guess by their number.
     grid: tuple[int, int] | None = None

@@ -44,7 +44,7 @@ def test_every_setting_has_a_rule_or_needs_none():
     """A new setting goes into _RANGES or _CHOICES, or with a reason onto this list."""
     free = {
         # Any of these is a path or a name of the user's.
-        *("data.path", "data.split", "init.torch_weights", "eval.path"),
+        *("data.path", "data.split", "init.torch_weights", "init.prefix", "eval.path"),
         # Booleans.
         *("pixel_predictor.use_self_attention", "feature_predictor.use_self_attention"),
         *("regions.same", "encoder.learned_positions", "init.fold_normalisation"),

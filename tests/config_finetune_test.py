@@ -58,7 +58,7 @@ def test_a_batch_that_does_not_split_is_told_by_the_names_it_has_here():
 def test_every_setting_has_a_rule_or_needs_none():
     free = {
         *("init.workdir", "init.torch_weights", "init.fold_normalisation"),
-        *("init.grid", "init.mean", "init.std"),
+        *("init.prefix", "init.grid", "init.mean", "init.std"),
         *("data.path", "data.query_camera", "head.use_cameras"),
     }
     ruled = config_finetune._RANGES.keys() | config_finetune._CHOICES.keys()

@@ -1,6 +1,5 @@
 """The encoder that a run starts from: a PyTorch file's tensors as our parameters."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import read, told, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
 from personmae_jax.pytorch.read import Stored
-from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise
+from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise, some
 
 Tensors = dict[str, np.ndarray]
 
@@ -52,8 +51,10 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     positions, note = choose_positions(table, dtype, meta, cfg)
     notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
     notes += told.sentences(meta, cfg)
+    if found.others:
+        notes.append(f"It also has {some(found.others)}; config.init.prefix chooses.")
     if found.dropped:
-        notes.append(f"Left out of it: {_some(found.dropped)}.")
+        notes.append(f"Left out of it: {some(found.dropped)}.")
     if cfg.init.fold_normalisation:
         tensors |= fold_normalisation(
             tensors["patch_embed.proj.weight"],
@@ -120,13 +121,10 @@ def _open(init: InitConfig) -> tuple[Recognised, dict[str, Any]]:
     """The encoder's tensors in a file, and what is told of them."""
     path = str(init.torch_weights)
     opened = read.open_file(path)
-    found = recognise(opened.tree)
-    if found is None:
-        raise ConfigError(
-            f"config.init.torch_weights={path} holds no ViT, or several: one name must "
-            "be cls_token, after prefixes; at its top are "
-            f"{_some([*map(str, opened.tree)]) or 'no names'}"
-        )
+    try:
+        found = recognise(opened.tree, init.prefix)
+    except ValueError as e:
+        raise ConfigError(f"config.init.torch_weights={path} {e}") from e
     return found, told.look_up(init, opened)
 
 
@@ -155,15 +153,7 @@ def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, lis
         except ValueError as e:
             unusable.append(f"{name} is {e}")
     lines["unusable"] = unusable
-    return tensors, [f"{k}: {_some(names)}" for k, names in lines.items() if names]
-
-
-def _some(names: Sequence[str], limit: int = 12) -> str:
-    """The first names, and how many more there are: a screen is not to be flooded."""
-    more = len(names) - limit
-    return ", ".join(name[:200] for name in names[:limit]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    return tensors, [f"{k}: {some(names)}" for k, names in lines.items() if names]
 
 
 def _hint(found: dict[str, Any], cfg: ModelConfig) -> str:

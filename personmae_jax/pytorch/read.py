@@ -16,9 +16,15 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors import safe_open
 
+from personmae_jax import foreign_files
 from personmae_jax.errors import ConfigError, first_line
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Of a folder of Hugging Face's, the first that is there.
+_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 _SAFETENSORS_NAMES = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -88,6 +94,8 @@ def open_file(path: os.PathLike[str] | str) -> Opened:
         needs code to be run, or needs a library that is not installed.
     """
     file = _find(os.fspath(path))
+    if file.name.endswith(".index.json"):
+        return _open_shards(file)
     try:
         with file.open("rb") as f:
             head = f.read(16)
@@ -118,13 +126,30 @@ def _find(path: str) -> Path:
         )
     file = Path(path).expanduser()
     if os.path.isdir(file):  # Path's own raises where a folder may not be entered
-        inside = file / "model.safetensors"  # as Hugging Face names it
-        if inside.is_file():
-            return inside
+        for name in _FILES:
+            if (file / name).is_file():
+                return file / name
         raise ConfigError(
             f"{_name(path)} is a folder; name a file, e.g. {file / 'FILE.pth'}"
         )
     return file
+
+
+def _open_shards(file: Path) -> Opened:
+    """All files that Hugging Face's index of a model in parts names."""
+    try:
+        names = foreign_files.read_json(file)["weight_map"].values()
+        names = sorted(set(names))
+        if any(name in (file.name, "") or Path(name).name != name for name in names):
+            raise ValueError("of files that are not beside it")
+    except OSError as e:
+        raise ConfigError(f"{_name(file)} cannot be read ({e.strerror})") from e
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ConfigError(f"{_name(file)} is no index of a model in parts") from e
+    tree: dict[Any, Any] = {}
+    for name in names:
+        tree |= open_file(file.parent / name).tree
+    return Opened(tree, {})
 
 
 def _damaged(file: Path, reason: str) -> ConfigError:

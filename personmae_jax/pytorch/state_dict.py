@@ -14,7 +14,7 @@ Facts about such files, by the code that writes them:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +22,9 @@ import numpy as np
 from personmae_jax.pytorch import layouts
 from personmae_jax.pytorch.read import Stored
 
-# Of several in one file the first: users of DINO's kin take the teacher, of I-JEPA the
-# target encoder, of timm's training checkpoints the average.
-_WRAPPERS = (
-    *("teacher", "target_encoder", "student", "model", "state_dict_ema", "state_dict"),
-    *("module", "net", "network", "encoder"),
-)
 # Parts of a file's network that are not an encoder's.
 _DROPPED = re.compile(
-    r"decoder_.*|decoder\..*|mask_token|masked_embed"
+    r"decoder_.*|decoder\..*|(embeddings\.)?mask_token|masked_embed"
     r"|head\..*|head_dist\..*|dist_token|pre_logits\..*|lm_head\..*"
     r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
     r"|part_token[123]|part[123]_pos|sie_embed"
@@ -47,45 +41,85 @@ class Recognised(NamedTuple):
     Attributes:
       tensors: By timm's names; what no encoder of ours has is still among them.
       dropped: Names of what was left out, as in the file.
-      where: Keys and prefix below which the tensors lie, e.g. "teacher: backbone."
+      others: What the names of other ViTs in the file begin with.
+      where: What their names begin with, keys of dicts included, e.g. "model".
     """
 
     tensors: dict[str, Stored]
     dropped: list[str]
     where: str
+    others: Sequence[str] = ()
 
 
-def recognise(tree: Mapping[Any, Any]) -> Recognised | None:
-    """Returns the encoder's tensors in a file; None if there is no `cls_token`.
+def recognise(tree: Mapping[Any, Any], prefix: str | None = None) -> Recognised:
+    """Returns the encoder's tensors in a file.
 
-    Nothing is left out but what `_DROPPED` names: the caller refuses other names.
+    Of several ViTs it is the one that is an average of others, as of a teacher, which
+    their own users take; where that leaves none or several, `prefix` must choose.
+    Inside the ViT nothing is left out but what `_DROPPED` names: the caller refuses
+    other names.
+
+    Args:
+      tree: As `read.open_file` returns it.
+      prefix: What all names of the ViT begin with, keys of dicts included.
+
+    Raises:
+      ValueError: The end of a sentence on the file.
     """
-    keys = []
-    while not any(isinstance(value, Stored) for value in tree.values()):
-        inner = [key for key in _WRAPPERS if isinstance(tree.get(key), dict)]
-        if not inner or len(keys) == 3:
-            return None
-        keys.append(inner[0])
-        tree = tree[inner[0]]
-    stored = {
-        re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value
-        for name, value in tree.items()
-    }
-    prefixes = [n.removesuffix("cls_token") for n in stored if _is_cls(n)]
-    if len(prefixes) != 1 or len(stored) != len(tree):
-        return None
-    prefix = prefixes[0].removesuffix("embeddings.")  # transformers'
+    found = dict(_find_vits(tree))
+    names = sorted(found)
+    if prefix is not None:
+        names = [name for name in names if name.strip(".") == prefix.strip(".")]
+    elif len(names) > 1:
+        names = [name for name in names if _is_average(name)]
+    if len(names) == 1:
+        others = sorted(found.keys() - {*names})
+        return _select(names[0], *found[names[0]])._replace(others=others)
+    if not found:
+        top = some([*map(str, tree)]) or "no names"
+        raise ValueError(
+            f"holds no ViT: nothing is called cls_token; at its top: {top}"
+        )
+    there = some([name.strip(".") or "(the top)" for name in sorted(found)])
+    if prefix is None:
+        raise ValueError(
+            f"holds several ViTs; choose one with --config.init.prefix, of: {there}"
+        )
+    raise ValueError(
+        f"holds no ViT below config.init.prefix={prefix[:200]}; there are: {there}"
+    )
+
+
+def _find_vits(tree: Mapping[Any, Any]) -> Iterator[tuple[str, tuple[dict, str]]]:
+    """The whole prefix of every ViT, its dict, and the prefix inside that."""
+    waiting, seen = [("", tree)], set()
+    for keys, inner in waiting:  # grows
+        if id(inner) in seen:  # a dict may be shared, or hold itself
+            continue
+        seen.add(id(inner))
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                waiting.append((f"{keys}{key}.", value))
+            elif isinstance(value, Stored) and str(key).split(".")[-1] == "cls_token":
+                own = str(key).removesuffix("cls_token").removesuffix("embeddings.")
+                yield keys + own, ({str(k): v for k, v in inner.items()}, own)
+
+
+def _is_average(name: str) -> bool:
+    words = re.split(r"[._]", name)
+    return "ema" in words or "teacher" in words or "target_encoder" in name
+
+
+def _select(name: str, stored: dict[str, Any], prefix: str) -> Recognised:
+    """The ViT whose names begin with `prefix`, by timm's names."""
     named, dropped = {}, []
-    for name, value in stored.items():
-        inner = name.removeprefix(prefix)
-        if _DROPPED.fullmatch(inner):
-            dropped.append(name)
-        elif name.startswith(prefix):
-            named[_rename(inner)] = value
-        else:  # to be refused by that name
-            named[f"{name} (beside {prefix})"] = value
-    if len(named) + len(dropped) != len(stored):
-        return None  # two names that mean the same
+    for key, value in stored.items():
+        inner = key.removeprefix(prefix)
+        if not key.startswith(prefix) or _DROPPED.fullmatch(inner):
+            dropped.append(key)
+        else:
+            new = _rename(inner)
+            named[f"{key} (again)" if new in named else new] = value
     # MAE's fine-tuned models have their only final norm behind the pooling.
     for leaf in ("weight", "bias"):
         pooled = named.pop(f"fc_norm.{leaf}", None)
@@ -97,30 +131,37 @@ def recognise(tree: Mapping[Any, Any]) -> Recognised | None:
     return Recognised(
         _join_positions(_join_qkv(named), has_dist),
         dropped,
-        ": ".join([*keys, prefix] if prefix else keys),
+        name.strip("."),
     )
 
 
-def _is_cls(name: str) -> bool:
-    return name.split(".")[-1] == "cls_token"
+def some(names: Sequence[str], limit: int = 12) -> str:
+    """The first names, and how many more there are: a screen is not to be flooded."""
+    more = len(names) - limit
+    return ", ".join(name[:200] for name in names[:limit]) + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _rename(name: str) -> str:
     """Timm's name for one of transformers'; others stay."""
     canonical = {theirs: ours for ours, theirs in layouts.HUGGINGFACE.items()}
-    block = re.match(r"encoder\.layer\.(\d+)\.", name)
+    canonical["attention.o_proj"] = "attn.proj"  # of version 5, as below
+    block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.", name)
     prefix, inner = (
         (f"blocks.{block[1]}.", name[block.end() :]) if block else ("", name)
     )
-    part = re.fullmatch(r"attention\.attention\.(query|key|value)\.(\w+)", inner)
+    part = re.fullmatch(
+        r"attention\.(?:attention\.(query|key|value)|([qkv])_proj)\.(\w+)", inner
+    )
     if part:
-        return f"{prefix}attn.{part[1][0]}.{part[2]}"
+        return f"{prefix}attn.{(part[1] or part[2])[0]}.{part[3]}"
     module, dot, leaf = inner.rpartition(".")
     if inner in canonical:
         return canonical[inner]
     if module in canonical:
         return prefix + canonical[module] + dot + leaf
-    return name
+    return prefix + inner
 
 
 def _join_qkv(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -16,7 +16,7 @@ from personmae_jax.reid import datasets
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.layouts import LAYOUTS
 
-_OF_FILES = ("grid", "num_heads", "mean", "std")
+_OF_FILES = ("prefix", "grid", "num_heads", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class Request:
     step: int | None = None  # of a run; None: the latest, 0: the untrained network
     height: int | None = None  # of a file: pixels of the images, if not those that
     width: int | None = None  # its positions are for
-    grid: tuple[int, int] | None = None  # of a file; these as in FinetuneInitConfig
+    prefix: str | None = None  # of a file; these as in FinetuneInitConfig
+    grid: tuple[int, int] | None = None
     num_heads: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
