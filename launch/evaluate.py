@@ -37,7 +37,13 @@ _REQUEST = (
     flags.DEFINE_integer("num-heads", None, "Of the file's encoder.", 1),
     command_line.define_numbers("mean", float, 3, "R,G,B in 0..1, of its images."),
     command_line.define_numbers("std", float, 3, "R,G,B in 0..1, of its images."),
-    flags.DEFINE_string("dataset", None, "market1501, msmt17, id_folders, synthetic."),
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        "market1501 (DukeMTMC-reID, Occluded-Duke and CUHK03-NP, too), msmt17, "
+        "id_folders, occluded_whole (Occluded-REID, P-DukeMTMC, Partial-REID), "
+        "synthetic.",
+    ),
     flags.DEFINE_string("data", None, "Folder of the data set."),
     flags.DEFINE_integer("query-camera", None, "Of id_folders; the lowest if absent."),
     flags.DEFINE_enum(

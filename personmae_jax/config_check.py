@@ -44,7 +44,7 @@ CHOICES = {
     "train.remat": ("none", "block"),
     "data.source": ("tfds", "folder", "synthetic"),
     "export.weights": ("student", "teacher"),
-    "eval.layout": ("market1501", "msmt17", "id_folders"),
+    "eval.layout": ("market1501", "msmt17", "id_folders", "occluded_whole"),
     "eval.feature": ("cls", "mean", "cls+mean", "patches"),
 }
 # Closed intervals of numbers; None stands for no bound.

@@ -52,7 +52,7 @@ class FinetuneInitConfig(InitConfig):
 class FinetuneDataConfig(ImageConfig):
     """Here an image that is too large or too small is refused."""
 
-    layout: str = "market1501"  # or "msmt17", "id_folders", "synthetic"
+    layout: str = "market1501"  # or "msmt17", "id_folders", ...
     path: str | None = None  # the data set's folder
     query_camera: int | None = None  # id_folders: of the queries; None: the first
     synthetic_train: int = 1000  # of its identities; the others are the test
@@ -153,7 +153,13 @@ class FinetuneConfig(ModelConfig):
 # In addition to the settings that pretraining has under the same names.
 _CHOICES = {
     "init.weights": ("student", "teacher"),
-    "data.layout": ("market1501", "msmt17", "id_folders", "synthetic"),
+    "data.layout": (
+        "market1501",
+        "msmt17",
+        "id_folders",
+        "occluded_whole",
+        "synthetic",
+    ),
     "head.feature": ("before", "after"),
     "optim.optimizer": ("adamw", "sgd"),
 }

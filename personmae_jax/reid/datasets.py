@@ -55,7 +55,11 @@ class ListedRecords:
 
 
 def open_dataset(
-    layout: str, root: str, query_camera: int | None = None
+    layout: str,
+    root: str,
+    query_camera: int | None = None,
+    *,
+    is_scored: bool = True,
 ) -> ReidDataset:
     """Opens a folder that is laid out as a known data set.
 
@@ -67,6 +71,7 @@ def open_dataset(
       root: The folder.
       query_camera: id_folders only: the camera whose images are the queries; the
         others' are the gallery. None: the lowest number.
+      is_scored: Whether people are sought in it; else there need be nobody to seek.
 
     Raises:
       ConfigError: The folder is laid out otherwise, or nothing can be retrieved.
@@ -82,6 +87,8 @@ def open_dataset(
         parts = layouts.read_market1501(root)
     elif layout == "msmt17":
         parts = layouts.read_msmt17(root)
+    elif layout == "occluded_whole":
+        parts = layouts.read_occluded_whole(root)
     else:
         parts = layouts.read_id_folders(root, query_camera)
     places = [place for part in parts for place in part]
@@ -96,7 +103,8 @@ def open_dataset(
         gallery=gallery,
         train=train,
     )
-    _check_retrieval(dataset)
+    if is_scored:
+        _check_retrieval(dataset)
     return dataset
 
 

@@ -15,15 +15,31 @@ LAYOUTS = {
     "market1501": "query/, bounding_box_test/ and, to train, bounding_box_train/, "
     "each with images named IDENTITY_cCAMERA..., e.g. 0002_c1s1_000451_03.jpg",
     "msmt17": "list_query.txt, list_gallery.txt and, to train, list_train.txt and "
-    "list_val.txt, with lines `0000/0000_000_01_0303morning_0008_0.jpg 0`, beside "
-    "test/ and train/ (or mask_test_v2/ and mask_train_v2/)",
+    "list_val.txt (both are trained on), which are part of the release, with lines "
+    "`0000/0000_000_01_0303morning_0008_0.jpg 0`, beside test/ and train/ (or "
+    "mask_test_v2/ and mask_train_v2/)",
     "id_folders": "a folder for each identity with images named CAMERA_..., e.g. "
     "004/01_3.jpg; or val/ and train/, each of that kind",
+    "occluded_whole": "occluded_body_images/ (or partial_body_images/), the queries, "
+    "and whole_body_images/, the gallery, each with a folder for each identity or "
+    "with images named IDENTITY_..., e.g. 001/001_01.tif; or test/ and train/, each "
+    "of that kind",
 }
 
 _MARKET1501_NAME = re.compile(r"(-1|\d+)_c(\d+)")
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_")
 _ID_FOLDERS_NAME = re.compile(r"(\d+)_")
+_OCCLUDED_WHOLE_NAME = re.compile(r"(\d+)")
+# Partial-REID has the first two; its queries are the first.
+_OCCLUDED = ("partial_body_images", "occluded_body_images")
+_WHOLE = "whole_body_images"
+
+# Of which names a folder in a layout has all of one row.
+_MARKS = {
+    "market1501": (("query", "bounding_box_test"), ("bounding_box_train",)),
+    "msmt17": (("list_query.txt", "list_gallery.txt"), ("list_train.txt",)),
+    "occluded_whole": tuple((folder, _WHOLE) for folder in _OCCLUDED),
+}
 
 Place = tuple[str, int, int]  # path under the root, identity, camera
 Parts = tuple[list[Place], list[Place], list[Place]]  # query, gallery, train
@@ -32,11 +48,13 @@ Parts = tuple[list[Place], list[Place], list[Place]]  # query, gallery, train
 def read_market1501(root: str) -> Parts:
     """Lists a folder in the layout of Market-1501; training junk is left out.
 
+    Without query and gallery there are images to train on alone.
+
     Raises:
       ConfigError: It is not laid out so.
     """
     folders = ("query", "bounding_box_test", "bounding_box_train")
-    if not all(os.path.isdir(os.path.join(root, folder)) for folder in folders[:2]):
+    if not _is_laid_out("market1501", root):
         raise _unexpected("market1501", root)
 
     def read(folder: str) -> list[Place]:
@@ -53,12 +71,14 @@ def read_market1501(root: str) -> Parts:
 def read_msmt17(root: str) -> Parts:
     """Reads the lists of MSMT17, either version; val is trained on, as is usual.
 
+    Without query and gallery there are images to train on alone.
+
     Raises:
       ConfigError: They are missing or wrong, or images that they list are.
     """
-    present = _listed(root)
-    if not {"list_query.txt", "list_gallery.txt"} <= set(present):
+    if not _is_laid_out("msmt17", root):
         raise _unexpected("msmt17", root)
+    present = _listed(root)
 
     def read(list_file: str, *folders: str) -> list[Place]:
         if list_file not in present:
@@ -122,6 +142,52 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
     return query, gallery, read("train") if has_parts else []
 
 
+def read_occluded_whole(root: str) -> Parts:
+    """Lists people of whom a part is seen, and the same people as a whole.
+
+    Occluded-REID, P-DukeMTMC-reID (which has images to train on) and Partial-REID. Both
+    kinds are trained on; the partly seen count as camera 0, the whole as camera 1.
+
+    Raises:
+      ConfigError: It is not laid out so.
+    """
+    has_parts = all(os.path.isdir(os.path.join(root, p)) for p in ("test", "train"))
+
+    def read(part: str) -> tuple[list[Place], list[Place]]:
+        where = os.path.join(root, part)
+        if not _is_laid_out("occluded_whole", where):
+            raise _unexpected("occluded_whole", where)
+        occluded = next(f for f in _OCCLUDED if f in _listed(where))
+        found = [_people_below(root, os.path.join(part, occluded))]
+        found.append(_people_below(root, os.path.join(part, _WHOLE)))
+        # One person has one name in both folders; numbers are those of sorted names.
+        people = {identity for names in found for _, identity in names}
+        people = sorted(people, key=lambda name: (len(name), name))
+        number = {identity: i for i, identity in enumerate(people)}
+        query, gallery = (
+            [(name, number[identity], camera) for name, identity in names]
+            for camera, names in enumerate(found)
+        )
+        return query, gallery
+
+    query, gallery = read("test" if has_parts else "")
+    return query, gallery, sum(read("train"), []) if has_parts else []
+
+
+def _people_below(root: str, folder: str) -> list[tuple[str, str]]:
+    """(path, name of the identity): the folder's that an image is in, or its own."""
+    found = []
+    for name in _listed(os.path.join(root, folder)):
+        path = os.path.join(folder, name)
+        if os.path.isdir(os.path.join(root, path)):
+            images = _images(os.path.join(root, path))
+            found += [(os.path.join(path, image), name.lstrip("0")) for image in images]
+    alone = [os.path.join(folder, name) for name in _images(os.path.join(root, folder))]
+    matches = _match("occluded_whole", root, _OCCLUDED_WHOLE_NAME, alone)
+    named = [m[1].lstrip("0") for m in matches]
+    return found + list(zip(alone, named, strict=True))
+
+
 def printable(name: str) -> str:
     """The name as text, whatever its bytes."""
     return names.printable(os.fsencode(name))
@@ -167,8 +233,42 @@ def _unexpected(layout: str, folder: str) -> ConfigError:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ConfigError(
         f"{folder!r} is not {layout}, which is {LAYOUTS[layout]}; it holds "
-        f"{shown}{more}"
+        f"{shown}{more}{_hint(layout, folder)}"
     )
+
+
+def _hint(layout: str, folder: str) -> str:
+    """What was meant instead: another layout, or a folder at most two levels below."""
+    for other in _MARKS:
+        if other != layout and _is_laid_out(other, folder):
+            return f"; it looks like {other}"
+    below = [""]
+    for _ in range(2):
+        below = [
+            os.path.join(path, name)
+            for path in below
+            for name in _folders(os.path.join(folder, path))[:100]
+        ]
+        found = [p for p in below if _is_laid_out(layout, os.path.join(folder, p))]
+        if found:
+            return f"; take its subfolder {' or '.join(map(printable, found))}"
+    return ""
+
+
+def _is_laid_out(layout: str, folder: str) -> bool:
+    return any(
+        all(os.path.exists(os.path.join(folder, name)) for name in names)
+        for names in _MARKS.get(layout, ())
+    )
+
+
+def _folders(folder: str) -> list[str]:
+    """Names of the folders in one that can be listed; else none."""
+    try:
+        names = _listed(folder)
+    except ConfigError:
+        return []
+    return [name for name in names if os.path.isdir(os.path.join(folder, name))]
 
 
 def _images(folder: str) -> list[str]:

@@ -14,6 +14,7 @@ from personmae_jax.reid.datasets import (
     open_dataset,
     synthetic_dataset,
 )
+from personmae_jax.reid.layouts import LAYOUTS
 from personmae_jax.synthetic.pedestrian import encode_pedestrian
 
 
@@ -162,6 +163,76 @@ def test_id_folders_in_train_and_val_are_trained_and_tested_on(tmp_path):
     check_training(dataset)
 
 
+_PAIR = ("occluded_body_images", "whole_body_images")
+
+
+def test_occluded_reid_seeks_the_whole_by_the_occluded(tmp_path):
+    names = [
+        f"{f}/{i}/{i}_0{n}.tif" for f in _PAIR for i in ("007", "012") for n in "12"
+    ]
+    dataset = open_dataset("occluded_whole", _write(tmp_path, *names))
+    assert _part(dataset, "query") == [
+        (name, number, 0) for name, number in zip(names, (0, 0, 1, 1), strict=False)
+    ]
+    assert [place[1:] for place in _part(dataset, "gallery")] == [
+        *((0, 1), (0, 1), (1, 1), (1, 1))
+    ]
+    assert not len(dataset.train)
+
+
+def test_partial_reid_is_flat_and_its_queries_are_the_partial(tmp_path):
+    names = [
+        f"{f}/00{i}_001.jpg" for f in ("partial_body_images", *_PAIR) for i in "12"
+    ]
+    dataset = open_dataset("occluded_whole", _write(tmp_path, *names))
+    assert _part(dataset, "query") == [(names[0], 0, 0), (names[1], 1, 0)]
+    assert _part(dataset, "gallery") == [(names[4], 0, 1), (names[5], 1, 1)]
+
+
+def test_p_duke_trains_on_both_kinds_of_its_training_people(tmp_path):
+    names = [
+        f"{part}/{f}/{i}/c1_f{i}.jpg"
+        for part in ("test", "train")
+        for f in _PAIR
+        for i in ((1, 2) if part == "test" else (1, 9))
+    ]
+    dataset = open_dataset("occluded_whole", _write(tmp_path, *names))
+    assert [place[0] for place in _part(dataset, "train")] == names[4:]
+    assert [place[1:] for place in _part(dataset, "train")] == [
+        *((0, 0), (1, 0), (0, 1), (1, 1))
+    ]
+    assert [place[0] for place in _part(dataset, "query")] == names[:2]
+    check_training(dataset)
+
+
+@pytest.mark.parametrize(
+    ("layout", "names", "hint"),
+    [
+        ("market1501", ("detected/query/a", "labeled/bounding_box_test/a",
+          "labeled/query/a", "detected/bounding_box_test/a"),
+         "take its subfolder detected or labeled"),
+        ("msmt17", ("MSMT17_V2/MSMT17_V2/list_train.txt",),
+         "take its subfolder MSMT17_V2/MSMT17_V2"),
+        ("market1501", ("list_query.txt", "list_gallery.txt"), "it looks like msmt17"),
+        ("msmt17", ("train/0001/a.jpg", "test/0001/a.jpg"),
+         "list_val.txt .both are trained on., which are part of the release"),
+    ],
+)  # fmt: skip
+def test_a_folder_above_or_beside_the_data_set_gets_a_hint(
+    tmp_path, layout, names, hint
+):
+    with pytest.raises(ConfigError, match=hint):
+        open_dataset(layout, _write(tmp_path, *names))
+
+
+def test_training_images_alone_are_opened_where_nobody_is_sought(tmp_path):
+    root = _write(tmp_path, *_MARKET_TRAIN)
+    dataset = open_dataset("market1501", root, is_scored=False)
+    assert len(dataset.train) == 4
+    with pytest.raises(ConfigError, match="has no query image"):
+        open_dataset("market1501", root)
+
+
 def test_synthetic_identities_are_trained_on_or_tested_on():
     cfg = SyntheticConfig(identities=5, cameras=3, shots=2, first_identity=70, seed=4)
     dataset = synthetic_dataset(cfg, num_train=2)
@@ -178,10 +249,11 @@ def test_synthetic_identities_are_trained_on_or_tested_on():
         synthetic_dataset(cfg, num_train=5)
 
 
-@pytest.mark.parametrize("layout", ["market1501", "msmt17", "id_folders"])
+@pytest.mark.parametrize("layout", [*LAYOUTS])
 def test_a_wrong_folder_says_what_was_expected_and_what_was_found(tmp_path, layout):
     root = _write(tmp_path, "Market/readme", *(f"part{n}" for n in range(7)))
     expected = {"market1501": "query/, bounding", "msmt17": "list_query.txt"}
+    expected["occluded_whole"] = "occluded_body_images/"
     words = expected.get(layout, "a folder for each identity")
     found = "it holds Market, part0, part1, part2, part3 and 3 more"
     with pytest.raises(
