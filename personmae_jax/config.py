@@ -7,11 +7,19 @@ it, because older runs are read with it.
 
 Sources: MAE = arXiv 2111.06377, BEiT = 2106.08254, BootMAE = 2207.07116,
 SiameseIM = 2206.01204, HAP = 2310.20695, TransReID = 2102.04378,
-TransReID-SSL = 2111.12084. "ours" marks a choice of this project.
+TransReID-SSL = 2111.12084, data2vec = 2202.03555, data2vec 2.0 = 2212.07525,
+CropMAE = 2403.17823, CAPI = 2502.08769. "ours" marks a choice of this project.
 """
 
 import dataclasses
 from dataclasses import dataclass
+
+from personmae_jax.config_run import (
+    CheckpointConfig,
+    LogConfig,
+    MeshConfig,
+    ProfileConfig,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +61,9 @@ class RegionsConfig:
     max_aspect: float = 4 / 3
     flip_probability: float = 0.5  # one horizontal flip shared by both regions; ours
     same: bool = False  # RegionB = RegionA: plain MAE's setting, for the ablation
+    nested: float = 0.0  # share of images whose RegionB lies in RegionA; CropMAE
+    min_nested_area: float = 0.4  # of RegionA; ours
+    max_nested_area: float = 0.8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +72,7 @@ class MasksConfig:
 
     kind: str = "block"  # "block" mimics occlusion (the paper); "random" is MAE's
     ratio: float = 0.5  # HAP
+    block_share: float = 1.0  # of the hidden ones; the others at random; BootMAE 0.8
     min_block: float = 0.09  # of all patches: 12 of 128; BEiT's 16 of 196
     min_aspect: float = 0.3  # height/width of a block, in patches; BEiT
     max_aspect: float = 3.3
@@ -72,11 +84,12 @@ class LossConfig:
 
     pixel_target: str = "normalised"  # per patch (MAE's norm_pix_loss), or "raw"
     pixel_weight: float = 1.0  # BootMAE
-    # Of the part of RegionB's patches that RegionA's visible patches show, where what
-    # is hidden or lies outside counts 1; 0 with regions.same is MAE's loss.
-    visible_pixel_weight: float = 1.0  # BootMAE's targets are all patches
+    visible_pixel_weight: float = 1.0  # of what is visible in RegionA; MAE 0
     feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
+    feature_blocks: int = 1  # upper ones whose mean is the target; BootMAE
+    feature_instance_norm: bool = False  # of each, over patches; data2vec 2.0
+    cls_weight: float = 0.0  # cls predicts their mean token; data2vec 2.0: 0.01
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,6 +111,7 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay to zero; MAE, HAP."""
 
     base_lr: float = 1.5e-4  # learning rate = base_lr * batch_size / 256
+    lr: float | None = None  # at any batch size, in the place of base_lr; MAE
     warmup: float = 40 / 300  # of all steps
     beta1: float = 0.9
     beta2: float = 0.95
@@ -119,14 +133,6 @@ class TrainConfig:
     # What the backward pass computes again rather than keeps: "none", or "block", all
     # inside a Transformer block, for a third more work and much less memory.
     remat: str = "none"
-
-
-@dataclass(slots=True, kw_only=True)
-class MeshConfig:
-    """How many devices lie along each axis; a batch is split over all of them."""
-
-    data: int = -1  # every device holds whole parameters; -1: all that fsdp leaves
-    fsdp: int = 1  # parameters, moments and teacher are split over so many devices
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,19 +195,6 @@ class ExportConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class CheckpointConfig:
-    every_steps: int = 1000
-    keep: int = 3  # latest checkpoints; the initial state, step 0, is always kept
-
-
-@dataclass(slots=True, kw_only=True)
-class LogConfig:
-    every_steps: int = 50
-    pictures_every_steps: int = 1000
-    num_pictures: int = 8  # rows in one picture
-
-
-@dataclass(slots=True, kw_only=True)
 class EvalConfig:
     """Retrieval of people that the run does not see, before, during and after it."""
 
@@ -212,14 +205,6 @@ class EvalConfig:
     feature: str = "cls"  # or "mean", "cls+mean", "patches"; see reid/features.py
     # Take each camera's mean feature off first; ours. Published scores do not.
     centre_cameras: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class ProfileConfig:
-    """Steps to record for TensorBoard's profile page."""
-
-    start_step: int | None = None  # None: no trace
-    num_steps: int = 3
 
 
 @dataclass(slots=True, kw_only=True)

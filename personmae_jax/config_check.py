@@ -65,7 +65,11 @@ RANGES = {
     "regions.min_aspect": (0.1, 10),
     "regions.max_aspect": (0.1, 10),
     "regions.flip_probability": (0, 1),
+    "regions.nested": (0, 1),
+    "regions.min_nested_area": (0.01, 1),
+    "regions.max_nested_area": (0.01, 1),
     "masks.ratio": (0, 1),
+    "masks.block_share": (0, 1),
     "masks.min_block": (0, 1),
     "masks.min_aspect": (0.01, 100),
     "masks.max_aspect": (0.01, 100),
@@ -73,11 +77,14 @@ RANGES = {
     "loss.visible_pixel_weight": (0, 1),
     "loss.feature_weight": (0, None),
     "loss.feature_ramp": (0, 1),
+    "loss.feature_blocks": (1, 1000),
+    "loss.cls_weight": (0, None),
     "teacher.start_fraction": (0, 1),
     "teacher.end_fraction": (0, 1),
     "teacher.ramp": (0, 1),
     "teacher.max_decay": (0, 0.99999),
     "optim.base_lr": (0, None),
+    "optim.lr": (0, None),
     "optim.warmup": (0, 1),
     "optim.beta1": (0, 0.9999),
     "optim.beta2": (0, 0.99999),
@@ -213,9 +220,17 @@ def _model_problems(cfg: Config) -> Iterator[str]:
             "no predictor reads the encoder's last block, so its final norm would "
             "never be trained; put -1 into config.pixel_predictor.memory_blocks"
         )
+    if cfg.loss.feature_blocks > depth:
+        yield (
+            f"config.loss.feature_blocks={cfg.loss.feature_blocks} exceeds "
+            f"config.encoder.depth={depth}; use at most that"
+        )
     if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
         yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"
-    for path in ("regions.area", "regions.aspect", "masks.aspect"):
+    for path in (
+        *("regions.area", "regions.aspect", "regions.nested_area"),
+        "masks.aspect",
+    ):
         section, leaf = path.split(".")
         low, high = (
             getattr(getattr(cfg, section), f"{end}_{leaf}") for end in ("min", "max")

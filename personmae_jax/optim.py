@@ -18,9 +18,12 @@ def learning_rate_schedule(
 ) -> Schedule:
     """Linear warm-up from 0, then half a cosine down to 0 at `num_steps`.
 
-    The peak is base_lr * batch_size / 256. Source: MAE, util/lr_sched.py.
+    The peak is `lr`, or base_lr * batch_size / 256. Source: MAE,
+    util/lr_sched.py.
     """
-    peak = optim.base_lr * train.batch_size / 256
+    peak = optim.lr
+    if peak is None:
+        peak = optim.base_lr * train.batch_size / 256
     return warmup_cosine(peak, optim.warmup, num_steps)
 
 

@@ -48,7 +48,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         # Booleans.
         *("pixel_predictor.use_self_attention", "feature_predictor.use_self_attention"),
         *("regions.same", "encoder.learned_positions", "init.fold_normalisation"),
-        "eval.centre_cameras",
+        *("eval.centre_cameras", "loss.feature_instance_norm"),
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
         *("data.mean", "data.std", "encoder.pos_embed_grid", "init.grid"),
@@ -109,6 +109,11 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         ({"pixel_predictor__memory_blocks": ()}, r"memory_blocks=\(\) must name one"),
         ({"pixel_predictor__memory_blocks": (-1, 12)}, r"-12 \.\. 11"),
         ({"feature_predictor__memory_blocks": (-1, 11)}, "none twice"),
+        ({"loss__feature_blocks": 13}, "feature_blocks=13 exceeds .*depth=12"),
+        (
+            {"regions__min_nested_area": 0.9},
+            "regions.min_nested_area=0.9 exceeds max_nested_area=0.8",
+        ),
         ({"encoder__depth": 1}, r"memory_blocks=\(0, -1\) .*none twice; use .*\(-1,\)"),
         (
             {"loss__feature_weight": 0.0, "pixel_predictor__memory_blocks": (0,)},

@@ -57,7 +57,7 @@ def test_field_paths_name_every_leaf_once():
     ("misspelt", "meant"),
     [
         ("optim.base_rl", "optim.base_lr"),
-        ("optimizer.lr", "optim.base_lr"),
+        ("optimizer.lr", "optim.lr"),
         ("train.batchsize", "train.batch_size"),
         ("encoder.heads", "encoder.num_heads"),
         ("batch_size", "train.batch_size"),

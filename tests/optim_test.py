@@ -41,6 +41,16 @@ def test_learning_rate_rises_from_zero_to_the_peak_and_falls_to_zero():
     assert rates[-2] > 0.0
 
 
+def test_the_peak_rate_is_the_same_at_any_batch_size():
+    for batch_size in (64, 4096):
+        schedule = optim.learning_rate_schedule(
+            OptimConfig(lr=1e-3, base_lr=7.0, warmup=0.1),
+            TrainConfig(batch_size=batch_size),
+            100,
+        )
+        np.testing.assert_allclose(schedule(10), 1e-3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("warmup", [0.0, 40 / 300, 1.0])
 def test_short_runs_have_finite_rates_and_some_above_zero(num_steps, warmup):

@@ -26,7 +26,10 @@ def tiny_config() -> Config:
 
 def init_params(cfg: Config, key: Array) -> dict[str, Any]:
     """The initial parameters of the whole network that the settings name."""
-    return personmae.init_params(cfg.encoder, cfg.predictors, cfg.grid, key)
+    return personmae.init_params(
+        *(cfg.encoder, cfg.predictors, cfg.grid, key),
+        has_cls_head=bool(cfg.loss.cls_weight),
+    )
 
 
 def tiny_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:

@@ -31,7 +31,12 @@ def sample_visible(
     # The patches lowest here are hidden: so the count is exact by construction.
     order = rng.uniform(Stream.PATCHES, num_patches)
     if cfg.kind == "block":
-        order = order + _sample_blocks(rng, rows, columns, num_hidden, cfg).T
+        in_blocks = round(cfg.block_share * num_hidden)
+        order = order + _sample_blocks(rng, rows, columns, in_blocks, cfg).T
+        if in_blocks < num_hidden:
+            beside = np.argsort(order, axis=1)[:, in_blocks:]
+            numbers = rng.uniform(Stream.BESIDE_BLOCKS, num_patches)[:, in_blocks:]
+            np.put_along_axis(order, beside, 3 + numbers, axis=1)
     visible = np.argsort(order, axis=1)[:, num_hidden:]
     return np.sort(visible.astype(np.int32), axis=1)
 

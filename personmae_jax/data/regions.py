@@ -14,7 +14,8 @@ from personmae_jax.config import RegionsConfig
 from personmae_jax.data.images import Box
 
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
-NUM_DRAWS = 1 + 2 * _NUM_TRIES * 4  # for the flip, and four for every try
+# For the flip, four for every try of either region, and for whether B is in A.
+NUM_DRAWS = 1 + 2 * _NUM_TRIES * 4 + 1
 
 
 class Regions(NamedTuple):
@@ -33,13 +34,13 @@ def sample_regions(
     height: int,
     width: int,
 ) -> Regions:
-    """BatchRng RegionA and RegionB independently, and one flip for both.
+    """Draws RegionA, RegionB inside it or independently, and one flip for both.
 
     Args:
       numbers: NUM_DRAWS of them, uniform in [0, 1): the randomness of one image.
       image_height: Pixels.
       image_width: Pixels.
-      cfg: Ranges of area and aspect, the flip's probability.
+      cfg: Ranges of area and aspect, the probabilities of a flip and of B inside A.
       height: Pixels of a region as the network sees it; with `width`, the aspect
         that `cfg.min_aspect` and `cfg.max_aspect` are relative to.
       width: Pixels.
@@ -49,14 +50,21 @@ def sample_regions(
     """
     aspects = (cfg.min_aspect * width / height, cfg.max_aspect * width / height)
     areas = (cfg.min_area, cfg.max_area)
-    flip, *numbers_of_boxes = numbers.tolist()
+    flip, *numbers_of_boxes, nested = numbers.tolist()
     is_flipped = flip < cfg.flip_probability
     half = len(numbers_of_boxes) // 2
-    box_a, box_b = (
-        _sample_box(part, image_height, image_width, areas, aspects)
-        for part in (numbers_of_boxes[:half], numbers_of_boxes[half:])
-    )
-    return Regions(box_a, box_a if cfg.same else box_b, is_flipped)
+    numbers_of_a, numbers_of_b = numbers_of_boxes[:half], numbers_of_boxes[half:]
+    box_a = _sample_box(numbers_of_a, image_height, image_width, areas, aspects)
+    if cfg.same:
+        box_b = box_a
+    elif nested < cfg.nested:
+        areas = (cfg.min_nested_area, cfg.max_nested_area)
+        y, x, height, width = box_a
+        box_b = _sample_box(numbers_of_b, height, width, areas, aspects)
+        box_b = Box(y + box_b.y, x + box_b.x, box_b.height, box_b.width)
+    else:
+        box_b = _sample_box(numbers_of_b, image_height, image_width, areas, aspects)
+    return Regions(box_a, box_b, is_flipped)
 
 
 def relative_geometry(

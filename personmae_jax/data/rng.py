@@ -17,7 +17,8 @@ class Stream(enum.IntEnum):
 
     REGIONS = 0
     PATCHES = 1
-    BLOCKS = 2  # and all after it: one for every further block
+    BLOCKS = 2  # and all up to the next: one for every further block
+    BESIDE_BLOCKS = 2**32
 
 
 class BatchRng:

@@ -176,7 +176,7 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
 def sample_drop_path_mask(
     key: Array, depth: int, rate: float, batch_size: int
 ) -> Float[Array, "depth 2 b"]:
-    """BatchRng which branches of a block an image skips: 0, or 1 / (1 - rate of block).
+    """Draws which branches of a block an image skips: 0, or 1 / (1 - rate of block).
 
     The rate grows linearly from 0 in the first block to `rate` in the last; attention
     and MLP are drawn apart.

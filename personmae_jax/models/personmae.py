@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from personmae_jax.config import EncoderConfig, PredictorConfig, predictor_size
 from personmae_jax.models.encoder import Encoded, Encoder
-from personmae_jax.models.layers import layer_norm, sample_drop_path_mask
+from personmae_jax.models.layers import Dense, layer_norm, sample_drop_path_mask
 from personmae_jax.models.posembed import position_table
 from personmae_jax.models.predictor import Predictor
 
@@ -73,7 +73,7 @@ def predict(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
-) -> dict[str, Float[Array, "b n _"]]:
+) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all patches of RegionB from RegionA's visible tokens.
 
     Args:
@@ -88,14 +88,20 @@ def predict(
 
     Returns:
       Float32 predictions: "pixels" (b, n, 3 * patch**2) and "features" (b, n, width
-      of the encoder), each if there is a predictor of it.
+      of the encoder), each if there is a predictor of it, and of the features' mean
+      "cls" (b, width of the encoder), if `params` has the head.
     """
-    return {
+    predicted = {
         _PREDICTED[name]: predictor.apply({"params": params[name]}, encoded, geometry)
         for name, predictor in _predictors(
             encoder, predictors, grid, dtype, remat
         ).items()
     }
+    if "cls_head" in params:
+        head, cls = _cls_head(encoder, dtype), encoded.tokens[:, 0]
+        cls = head.apply({"params": params["cls_head"]}, cls)
+        predicted["cls"] = cls.astype(jnp.float32)
+    return predicted
 
 
 def init_encoder(encoder: EncoderConfig, grid: Grid, key: Array) -> Params:
@@ -104,9 +110,17 @@ def init_encoder(encoder: EncoderConfig, grid: Grid, key: Array) -> Params:
 
 
 def init_params(
-    encoder: EncoderConfig, predictors: Predictors, grid: Grid, key: Array
+    encoder: EncoderConfig,
+    predictors: Predictors,
+    grid: Grid,
+    key: Array,
+    *,
+    has_cls_head: bool = False,
 ) -> Params:
-    """Returns the initial float32 parameters: "encoder" and one entry a predictor."""
+    """Returns the initial float32 parameters: "encoder" and one entry a predictor.
+
+    With `has_cls_head` there is "cls_head" too, a linear map of the cls token.
+    """
     encoded, encoder_params = _init_encoder(encoder, grid, key)
     params, geometry = {"encoder": encoder_params}, jnp.ones((1, 4))
     built = _predictors(encoder, predictors, grid, jnp.float32, "none")
@@ -115,7 +129,15 @@ def init_params(
     ):
         variables = predictor.init(predictor_key, encoded, geometry)
         params[name] = variables["params"]
+    if has_cls_head:
+        head = _cls_head(encoder, jnp.float32)
+        variables = head.init(jax.random.fold_in(key, 1), encoded.tokens[:, 0])
+        params["cls_head"] = variables["params"]
     return params
+
+
+def _cls_head(encoder: EncoderConfig, dtype: DTypeLike) -> Dense:
+    return Dense(encoder.width, dtype=dtype)
 
 
 def _keys(key: Array) -> Array:

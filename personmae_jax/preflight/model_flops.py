@@ -9,7 +9,7 @@ def model_flops_per_image(cfg: Config) -> int:
     """Returns the FLOPs of one image in one training step.
 
     Counted are matrix products alone, each multiply-add as two: the student's encoder
-    on the visible patches and both predictors, forward once and backward twice, and
+    on the visible patches and all predictors, forward once and backward twice, and
     the teacher's encoder on all patches, forward once. What a program computes again,
     pads or masks away does not count.
     """
@@ -20,6 +20,9 @@ def model_flops_per_image(cfg: Config) -> int:
     if cfg.loss.feature_weight:
         outputs = cfg.encoder.width
         flops += _TRAINED * _predictor(cfg, cfg.feature_predictor, visible, outputs)
+    if cfg.loss.cls_weight:
+        flops += _TRAINED * _dense(1, cfg.encoder.width, cfg.encoder.width)
+    if cfg.loss.feature_weight or cfg.loss.cls_weight:
         flops += _encoder(cfg, cfg.num_patches)
     return flops
 

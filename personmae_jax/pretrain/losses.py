@@ -1,5 +1,7 @@
 """Targets and losses: arrays in, scalars out; everything in float32."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -83,19 +85,44 @@ def _overlaps(
     return jnp.maximum(high - low, 0) / scale
 
 
-def feature_target(features: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Normalises each of the teacher's tokens over its channels; BootMAE."""
-    return layer_norm(features)
+def feature_target(
+    blocks: Sequence[Float[Array, "b n d"]], instance_norm: bool = False
+) -> Float[Array, "b n d"]:
+    """The mean of the teacher's upper blocks, each token normalised over its channels.
+
+    Args:
+      blocks: Patch tokens of RegionB after each of these blocks.
+      instance_norm: Bring each block first to zero mean and unit variance over the
+        patches of an image, channel by channel.
+
+    Source: BootMAE for one block as it is, data2vec and data2vec 2.0 for several.
+    """
+    tokens = [x.astype(jnp.float32) for x in blocks]
+    if instance_norm:
+        tokens = [layer_norm(x.swapaxes(1, 2)).swapaxes(1, 2) for x in tokens]
+    return layer_norm(sum(tokens[1:], tokens[0]) / len(tokens))
+
+
+def cls_target(blocks: Sequence[Float[Array, "b n d"]]) -> Float[Array, "b d"]:
+    """The mean of RegionB's patch tokens over the teacher's upper blocks, normalised.
+
+    Not over tokens that `feature_target` has centred image by image: their mean is
+    nothing.
+
+    Source: `cls_loss` of data2vec 2.0.
+    """
+    means = [jnp.mean(x.astype(jnp.float32), axis=1) for x in blocks]
+    return layer_norm(sum(means[1:], means[0]) / len(means))
 
 
 def feature_loss(
-    predicted: Float[Array, "b n d"], target: Float[Array, "b n d"]
+    predicted: Float[Array, "*lead d"], target: Float[Array, "*lead d"]
 ) -> Float[Array, ""]:
     """Mean squared error of the normalised prediction against a normalised target.
 
     Args:
-      predicted: Of the feature predictor, before normalisation.
-      target: Of `feature_target`.
+      predicted: Of the feature predictor or the cls head, before normalisation.
+      target: Of `feature_target` or `cls_target`.
 
     Source: BootMAE.
     """

@@ -19,7 +19,8 @@ class TrainState:
 
     Attributes:
       step: Number of updates made.
-      params: "encoder", "pixel_predictor" and, unless off, "feature_predictor".
+      params: "encoder", "pixel_predictor" and, unless off, "feature_predictor" and
+        "cls_head".
       teacher_params: Moving average of `params["encoder"]`.
       opt_state: Of the optax transformation.
     """
@@ -44,7 +45,10 @@ def create_state(
       key: Of the random parameters.
       encoder: The student's encoder, if it is not to be random.
     """
-    params = personmae.init_params(cfg.encoder, cfg.predictors, cfg.grid, key)
+    params = personmae.init_params(
+        *(cfg.encoder, cfg.predictors, cfg.grid, key),
+        has_cls_head=bool(cfg.loss.cls_weight),
+    )
     if encoder is not None:
         # Copied, because a train step takes the state's memory over.
         params["encoder"] = jax.tree.map(jnp.copy, encoder)

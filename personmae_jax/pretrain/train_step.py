@@ -23,7 +23,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 def predict_region_b(
     cfg: Config, params: PyTree, batch: Batch, dtype: DTypeLike
-) -> dict[str, Float[Array, "b n _"]]:
+) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all of RegionB from RegionA's visible patches; see `personmae.predict`.
 
     Args:
@@ -79,15 +79,14 @@ def make_loss_fn(
         )
         metrics = {"pixel_loss": pixel}
         total = cfg.loss.pixel_weight * pixel
+        if "features" in predicted or "cls" in predicted:
+            blocks = _teacher_blocks(cfg, gather(teacher_params), patches_b, dtype)
+        if "cls" in predicted:
+            cls = losses.feature_loss(predicted["cls"], losses.cls_target(blocks))
+            metrics["cls_loss"] = cls
+            total += cfg.loss.cls_weight * cls
         if "features" in predicted:
-            teacher = gather(teacher_params)
-            features = personmae.encode(
-                *(cfg.encoder, cfg.grid, teacher, patches_b),
-                dtype=dtype,
-                remat=cfg.train.remat,
-            )
-            features = jax.lax.stop_gradient(features.blocks[-1][:, 1:])
-            target = losses.feature_target(features)
+            target = losses.feature_target(blocks, cfg.loss.feature_instance_norm)
             feature = losses.feature_loss(predicted["features"], target)
             metrics["feature_loss"] = feature
             metrics |= losses.target_statistics(target, feature)
@@ -95,6 +94,19 @@ def make_loss_fn(
         return total, metrics | {"loss": total}
 
     return loss_fn
+
+
+def _teacher_blocks(
+    cfg: Config, teacher: PyTree, patches_b: Float[Array, "b n p"], dtype: DTypeLike
+) -> list[Float[Array, "b n d"]]:
+    """Patch tokens of the whole RegionB after the teacher's upper blocks."""
+    encoded = personmae.encode(
+        *(cfg.encoder, cfg.grid, teacher, patches_b),
+        dtype=dtype,
+        remat=cfg.train.remat,
+    )
+    upper = encoded.blocks[-cfg.loss.feature_blocks :]
+    return jax.lax.stop_gradient([tokens[:, 1:] for tokens in upper])
 
 
 def _pixel_weights(cfg: Config, batch: Batch) -> Float[Array, "b n"] | None:

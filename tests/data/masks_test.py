@@ -52,6 +52,29 @@ def test_blocks_are_blocks_and_random_is_not():
     assert blocks > 2.8
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_the_share_beside_the_blocks_is_hidden_at_random(share):
+    cfg = MasksConfig(ratio=0.625, block_share=share)
+    hidden = _hidden(16, 8, cfg, 2000)
+    assert (hidden.sum((1, 2)) == 80).all()
+    assert np.abs(hidden.mean((0, 2)) - 0.625).max() < 0.03
+    blocks = _hidden_neighbours(_hidden(16, 8, MasksConfig(ratio=0.625), 1000))
+    random = _hidden_neighbours(
+        _hidden(16, 8, MasksConfig(ratio=0.625, kind="random"), 1000)
+    )
+    between = _hidden_neighbours(hidden)
+    assert random - 0.05 < between < blocks - 0.1
+    if share:
+        assert between > random + 0.05
+
+
+def test_blocks_that_hide_all_are_the_masks_without_a_share():
+    """The draws of earlier runs stay."""
+    visible = sample_visible(BatchRng(0, range(3)), 4, 2, MasksConfig())
+    expected = [[4, 5, 6, 7], [0, 1, 4, 5], [2, 4, 5, 7]]
+    np.testing.assert_array_equal(visible, expected)
+
+
 def test_a_block_may_span_the_full_width():
     hidden = _hidden(16, 8, MasksConfig(), 200)
     assert hidden.all(-1).any(-1).mean() > 0.3

@@ -70,6 +70,36 @@ def test_regions_are_independent_and_same_makes_them_equal():
     assert all(a == b for a, b, _ in _draws(RegionsConfig(same=True), 50))
 
 
+def _is_inside(a: Box, b: Box) -> bool:
+    return (
+        a.y <= b.y
+        and a.x <= b.x
+        and b.y + b.height <= a.y + a.height
+        and b.x + b.width <= a.x + a.width
+    )
+
+
+def test_a_nested_region_lies_in_region_a_with_its_share_of_the_area():
+    draws = _draws(RegionsConfig(nested=1.0, min_area=0.8))
+    assert all(_is_inside(a, b) for a, b, _ in draws)
+    shares = [b.height * b.width / (a.height * a.width) for a, b, _ in draws]
+    # Sides are rounded to whole pixels; a B that does not fit keeps its aspect.
+    assert 0.39 < min(shares) < 0.41
+    assert np.mean(np.array(shares) > 0.81) < 0.01
+    # Uniform but for the rejections: wide and large ones do not fit.
+    assert np.mean(shares) == pytest.approx(0.58, abs=0.02)
+
+
+def test_a_share_of_region_b_is_nested_and_the_others_are_as_without():
+    independent = _draws(RegionsConfig())
+    some = _draws(RegionsConfig(nested=0.7))
+    changed = [a != b for a, b in zip(independent, some, strict=True)]
+    assert np.mean(changed) == pytest.approx(0.7, abs=0.03)
+    for old, new in zip(independent, some, strict=True):
+        assert old.box_a == new.box_a
+        assert old == new or _is_inside(new.box_a, new.box_b)
+
+
 def test_flip_has_its_probability():
     assert np.mean([d.is_flipped for d in _draws(RegionsConfig())]) == pytest.approx(
         0.5, abs=0.05

@@ -30,7 +30,8 @@ def param_names() -> str:
     cfg.encoder.depth = 2
     params = jax.eval_shape(
         lambda: personmae.init_params(
-            cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(0)
+            *(cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(0)),
+            has_cls_head=bool(cfg.loss.cls_weight),
         )
     )
     is_decayed = jax.tree.leaves(decay_mask(params))

@@ -79,6 +79,18 @@ def test_without_feature_weight_there_is_no_feature_predictor():
     assert params.keys() == {"encoder", "pixel_predictor"}
 
 
+def test_a_cls_head_changes_no_other_parameter(params):
+    cfg = tiny_config()
+    cfg.loss.cls_weight = 0.1
+    other = jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0))
+    head = other.pop("cls_head")
+    assert {name: x.shape for name, x in head.items()} == {
+        "kernel": (16, 16),
+        "bias": (16,),
+    }
+    jax.tree.map(np.testing.assert_array_equal, params, other)
+
+
 def test_the_encoder_does_not_depend_on_the_predictors(params):
     """So that an ablation of a predictor starts from the same encoder."""
     cfg = tiny_config()

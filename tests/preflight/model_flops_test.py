@@ -45,6 +45,10 @@ def other_config(name: str) -> Config:
     if name == "no self-attention":
         cfg.pixel_predictor.use_self_attention = False
         cfg.feature_predictor.use_self_attention = False
+    if name.startswith("cls"):
+        cfg.loss.cls_weight = 0.1
+    if name == "cls without features":
+        cfg.loss.feature_weight = 0.0
     if name == "masks, mlp and depths":
         cfg.masks.ratio, cfg.encoder.mlp_ratio, cfg.encoder.depth = 0.25, 3, 3
         cfg.feature_predictor.depth = 2
@@ -52,7 +56,10 @@ def other_config(name: str) -> Config:
     return cfg
 
 
-NAMES = ["tiny", "pixels only", "no self-attention", "masks, mlp and depths"]
+NAMES = [
+    *("tiny", "pixels only", "no self-attention", "masks, mlp and depths"),
+    *("cls", "cls without features"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +70,7 @@ def test_the_forward_pass_makes_just_these_products(name):
     forward = products(jax.make_jaxpr(loss)(*arguments).jaxpr)
     counted = model_flops_per_image(cfg) * cfg.train.batch_size
     teacher = 0
-    if cfg.loss.feature_weight:
+    if cfg.loss.feature_weight or cfg.loss.cls_weight:
         encode = jax.make_jaxpr(
             lambda p, x: personmae.encode(cfg.encoder, cfg.grid, p, x)
         )

@@ -140,7 +140,7 @@ def test_feature_loss_is_the_mean_square_of_normalised_tokens(arrays):
 
 
 def test_feature_loss_of_the_target_itself_is_zero():
-    target = losses.feature_target(tokens(2, 3, 64))
+    target = losses.feature_target([tokens(2, 3, 64)])
     assert abs(losses.feature_loss(5.0 * target + 2.0, target)) < 1e-6
 
 
@@ -153,12 +153,45 @@ def test_feature_loss_of_the_opposite_by_hand():
 
 
 def test_feature_target_is_float32_whatever_the_teacher_computes_in():
-    target = losses.feature_target(tokens(2, 3, 8).astype(jnp.bfloat16))
+    target = losses.feature_target([tokens(2, 3, 8).astype(jnp.bfloat16)])
     assert target.dtype == jnp.float32
 
 
+def test_the_target_of_several_blocks_is_that_of_their_mean_by_hand():
+    blocks = [tokens(2, 3, 8, seed=seed) for seed in range(3)]
+    mean = np.mean(blocks, axis=0)
+    mean -= mean.mean(-1, keepdims=True)
+    expected = mean / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(losses.feature_target(blocks), expected, atol=1e-5)
+
+
+def test_instance_norm_takes_what_all_patches_of_an_image_share_off_each_block():
+    """As data2vec 2.0's: `instance_norm` of (b, d, n), the mean, then `layer_norm`."""
+    blocks = [np.float64(tokens(2, 6, 8, seed=seed)) for seed in range(2)]
+    expected = 0.0
+    for x in blocks:
+        x = x - x.mean(axis=1, keepdims=True)
+        expected += x / np.sqrt(x.var(axis=1, keepdims=True) + 1e-6) / 2
+    expected -= expected.mean(-1, keepdims=True)
+    expected /= np.sqrt(expected.var(-1, keepdims=True) + 1e-6)
+    shared = jnp.linspace(-50, 50, 8)[None, None]
+    given = [jnp.asarray(x, jnp.float32) + shared for x in blocks]
+    # Float32 tokens of order 50 and a spread of order 1.
+    np.testing.assert_allclose(
+        losses.feature_target(given, instance_norm=True), expected, atol=1e-4
+    )
+
+
+def test_the_cls_target_is_the_normalised_mean_over_patches_and_blocks():
+    blocks = [tokens(2, 3, 8, seed=seed) for seed in range(2)]
+    mean = np.mean(blocks, axis=(0, 2))
+    mean -= mean.mean(-1, keepdims=True)
+    expected = mean / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(losses.cls_target(blocks), expected, atol=1e-5)
+
+
 def test_a_teacher_that_says_the_same_of_every_image_has_std_zero():
-    target = jnp.tile(losses.feature_target(tokens(1, 5, 16)), (4, 1, 1))
+    target = jnp.tile(losses.feature_target([tokens(1, 5, 16)]), (4, 1, 1))
     assert losses.target_statistics(target, jnp.float32(0.5))["teacher_std"] < 1e-6
 
 
@@ -176,7 +209,7 @@ def test_teacher_std_does_not_count_what_differs_between_positions():
 
 
 def test_a_learned_constant_explains_nothing_and_perfection_everything():
-    target = losses.feature_target(tokens(4, 5, 16))
+    target = losses.feature_target([tokens(4, 5, 16)])
     constant = jnp.mean(target, axis=(0, 1), keepdims=True)
     for guess, explained in ((constant, 0.0), (target, 1.0)):
         mse = jnp.mean(jnp.square(target - guess))

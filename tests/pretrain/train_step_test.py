@@ -225,6 +225,34 @@ def test_every_exported_tensor_receives_a_gradient(
     assert silent == []
 
 
+def test_the_cls_token_learns_from_its_own_loss(params, teacher, batch):
+    cfg = tiny_config()
+    cfg.loss.cls_weight = 0.3
+    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
+    fn = jax.jit(jax.value_and_grad(total_fn(cfg), has_aux=True))
+    (loss, metrics), grads = fn(params, teacher, batch)
+    (without, others), before = gradient_fn()(
+        {k: v for k, v in params.items() if k != "cls_head"}, teacher, batch
+    )
+    np.testing.assert_allclose(loss, without + 0.3 * metrics["cls_loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["pixel_loss"], others["pixel_loss"], rtol=1e-5)
+    assert all(np.any(x) for x in jax.tree.leaves(grads["cls_head"]))
+    cls, was = (g["encoder"]["cls_token"] for g in (grads, before))
+    assert norm(cls - was) > 0.01 * norm(was)
+    teacher_grads, _ = jax.grad(total_fn(cfg), argnums=1, has_aux=True)(
+        params, teacher, batch
+    )
+    assert all(not np.any(x) for x in jax.tree.leaves(teacher_grads))
+
+
+def test_upper_blocks_and_their_instance_norm_change_the_target(params, teacher, batch):
+    found = [gradient_fn()(params, teacher, batch)[0][1]["feature_loss"]]
+    for settings in ({"feature_blocks": 2}, {"feature_instance_norm": True}):
+        (_, metrics), _ = gradient_fn(**settings)(params, teacher, batch)
+        found.append(metrics["feature_loss"])
+    assert len({float(x) for x in found}) == 3
+
+
 # --- Rows, devices and micro-batches -----------------------------------------------
 
 
