@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -20,6 +21,7 @@ from personmae_jax.engine.checkpoint_files import (
     damaged,
     explain,
     find_step,
+    read_about,
     read_structure,
     restore_part,
     whole_steps,
@@ -27,6 +29,7 @@ from personmae_jax.engine.checkpoint_files import (
 from personmae_jax.engine.storage import open_path
 from personmae_jax.errors import Closing, ConfigError, RunError, first_line
 
+_REMOVED = "removed"  # folder of what is on its way out
 _ENCODERS = {"student": ("params", "encoder"), "teacher": ("teacher_params",)}
 
 State = TypeVar("State")
@@ -41,6 +44,15 @@ class _Manager(ocp.CheckpointManager):
         that moment would be due at a step that the loop has passed.
         """
         return False
+
+    def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
+        super()._finalize(step, steps_to_remove)
+        _empty_removed(self.directory)  # here, since this thread is no step's
+
+
+def _empty_removed(folder: epath.Path) -> None:
+    if jax.process_index() == 0 and (folder / _REMOVED).exists():
+        (folder / _REMOVED).rmtree()
 
 
 def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -80,7 +92,7 @@ class Checkpoints(Closing):
           config: The settings, as `dataclasses.asdict` gives them.
         """
         policy = ocp.checkpoint_managers
-        self._folder = workdir / "checkpoints"
+        self._folder, self._keep = workdir / "checkpoints", keep
         self._about = {
             "config": json.loads(json.dumps(config)),
             "git_revision": revision.git_revision(),
@@ -92,12 +104,16 @@ class Checkpoints(Closing):
                 [policy.LatestN(keep), self._pinned]
             ),
             cleanup_tmp_directories=True,
+            # Removing takes a while: a run killed meanwhile would leave a part that
+            # looks whole. On object storage the commit mark is removed first.
+            todelete_subdir=_REMOVED,
             lightweight_initialize=True,
         )
         try:
             self._manager = _Manager(
                 self._folder, options=options, handler_registry=_handlers()
             )
+            _empty_removed(self._folder)
         except Exception as e:  # each storage has its own errors
             raise RunError(
                 f"{self._folder} cannot hold checkpoints ({first_line(e)}); fix that "
@@ -131,6 +147,13 @@ class Checkpoints(Closing):
     def pin(self, step: int) -> None:
         """Keeps this step, whatever its age, until another one is pinned."""
         self._pinned.steps = {0, step}
+
+    def prune(self) -> None:
+        """Removes what a run killed right after its last save left beyond `keep`."""
+        steps = sorted(self._manager.all_steps())
+        for step in {*steps[: -self._keep]} - self._pinned.steps:
+            self._manager.delete(step)
+        _empty_removed(self._folder)
 
     def restore(self, abstract_state: State, step: int | None = None) -> State:
         """Returns the state saved at `step`, by default the latest.
@@ -262,13 +285,7 @@ def describe(
       RunError: There is no such checkpoint, or it is damaged.
     """
     folder = _folder_of(workdir, step)
-    try:
-        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-        about = metadata["custom_metadata"]
-        keys = ("config", "git_revision", "versions")
-        return int(folder.name), {key: about[key] for key in keys}
-    except Exception as e:  # each storage has its own errors
-        raise damaged(folder, e) from e
+    return int(folder.name), read_about(folder)
 
 
 def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:

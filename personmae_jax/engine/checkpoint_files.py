@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from concurrent import futures
 from typing import Any
 
@@ -12,13 +13,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
+from personmae_jax.engine.storage import read_whole
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.trees import named_leaves
 
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that
 _BLOCK = 1 << 20  # bytes hashed at once
-_NOT_READ = ("permission denied", "permission_denied", "input/output error")
+_MAX_JSON = 1 << 26  # bytes of a description; ours have 1 MB at most
+# What tensorstore says of bytes that are wrong or gone, not of a read that failed.
+_DAMAGE = re.compile("DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION")
 
 
 class HashedState(ocp.StandardCheckpointHandler):
@@ -45,13 +49,13 @@ def verify(folder: epath.Path) -> None:
     try:
         if not (state / _DIGESTS).exists():
             return
-        wanted = json.loads((state / _DIGESTS).read_bytes())
+        wanted = _read_json(state / _DIGESTS)
         found = _digests(state, list(wanted))  # a lost one raises
         wrong = [name for name in wanted if found[name] != wanted[name]]
     except Exception as e:  # each storage has its own errors
         raise damaged(folder, e) from e
     if wrong:
-        raise damaged(folder, ValueError(f"{wrong[0]} is not as it was written"))
+        raise damaged(folder, LookupError(f"{wrong[0]} is not as it was written"))
 
 
 def _files(directory: epath.Path, prefix: str = "") -> list[str]:
@@ -99,7 +103,24 @@ def restore_part(folder: epath.Path, wanted: Any, kinds: PyTree = None) -> Any:
 
 def whole_steps(folder: epath.Path) -> list[int]:
     """The steps of all whole checkpoints in a folder, which need not be there."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    try:
+        return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    except Exception as e:  # each storage has its own errors
+        raise RunError(
+            f"{folder} cannot be listed ({explain(e)}); mend the access to it"
+        ) from e
+
+
+def read_about(folder: epath.Path) -> dict[str, Any]:
+    """What `Checkpoints` saved beside the state in STEP/."""
+    try:
+        about = _read_json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
+        kinds = {"config": dict, "git_revision": str | None, "versions": dict}
+        if wrong := [k for k, kind in kinds.items() if not isinstance(about[k], kind)]:
+            raise LookupError(f"_CHECKPOINT_METADATA has no {wrong[0]} of a run")
+        return {key: about[key] for key in kinds}
+    except Exception as e:  # each storage has its own errors
+        raise damaged(folder, e) from e
 
 
 def find_step(folder: epath.Path, step: int | None) -> int:
@@ -122,6 +143,14 @@ def read_structure(folder: epath.Path) -> dict[str, Any]:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     except Exception as e:  # orbax and tensorstore raise whatever they meet
         raise damaged(folder, e) from e
+
+
+def _read_json(file: epath.Path) -> Any:
+    data = read_whole(file, _MAX_JSON)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise LookupError(f"{file.name} is no JSON") from e
 
 
 def compare(saved: PyTree, wanted: PyTree, folder: epath.Path) -> None:
@@ -154,15 +183,19 @@ def _describe_leaves(tree: PyTree) -> dict[str, str]:
 
 
 def damaged(folder: epath.Path, error: Exception) -> RunError:
-    """What to raise where STEP/ cannot be read, be it damaged or out of reach."""
-    if any(cause in str(error).lower() for cause in _NOT_READ):
+    """What to raise where STEP/ cannot be read: damaged, as far as we know, or not."""
+    about_content = (LookupError, TypeError, UnicodeError, json.JSONDecodeError)
+    is_damage = isinstance(error, (*about_content, FileNotFoundError))
+    if not is_damage and not _DAMAGE.match(str(error)):
         return RunError(
             f"{folder} cannot be read ({explain(error)}); it may well be whole: "
             "mend the access to it and start again, and remove nothing"
         )
     older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
-    hint = f"remove it to go on from step {older[-1]}" if older else "start a new run"
-    return RunError(f"{folder} cannot be read ({explain(error)}); {hint}")
+    hint = "start a new run"
+    if older:
+        hint = f"move it elsewhere to go on from step {older[-1]}"
+    return RunError(f"{folder} is damaged ({explain(error)}); {hint}")
 
 
 def explain(error: BaseException) -> str:

@@ -1,12 +1,13 @@
 """Curves of a finished run: losses and retrieval scores against steps."""
 
 import io
-import json
 
 import jax
 from absl import logging
 from etils import epath
 
+from personmae_jax.engine.metrics import read_rows
+from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import first_line
 
 # Rows of metrics.jsonl, by panel; a panel none of whose rows a run has is left out.
@@ -31,10 +32,9 @@ def write_curves(path: epath.Path) -> None:
     if jax.process_index() != 0:
         return
     try:
-        lines = (path / "metrics.jsonl").read_text().splitlines()
-        png = _plot([json.loads(line) for line in lines])
+        png = _plot(read_rows(path))
         (path / "pictures").mkdir(parents=True, exist_ok=True)
-        (path / "pictures" / "curves.png").write_bytes(png)
+        write_whole(path / "pictures" / "curves.png", png)
     except Exception as error:  # the run itself is finished and saved
         logging.warning("pictures/curves.png was not written: %s", first_line(error))
 

@@ -15,12 +15,18 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from personmae_jax.engine.storage import is_remote, write_whole
+from personmae_jax.engine.storage import (
+    is_remote,
+    open_in_place,
+    read_whole,
+    write_whole,
+)
 from personmae_jax.errors import ConfigError
 
 HEARTBEAT = 30.0  # seconds between two refreshes of a lock without flock
 STALE = 180.0  # seconds without a refresh after which its holder counts as dead
 WATCH = 5.0  # seconds between two looks at a lock whose holder may be dead
+_MAX_SIZE = 4096  # bytes; ours have 200
 SETTLE = 3.0  # seconds after which a rival's simultaneous write has become visible
 
 
@@ -47,14 +53,14 @@ class FileLock:
 
     def __init__(self, folder: epath.Path, flag: str = "--workdir"):
         self._file = folder / "lock"
-        self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        self._fd = open_in_place(self._file, os.O_RDWR)
         where = f"{flag}={folder}"
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(_identity()).encode(), 0)
         except BlockingIOError:
-            holder = _parse(os.pread(self._fd, 4096, 0))
+            holder = _parse(os.pread(self._fd, _MAX_SIZE, 0))
             os.close(self._fd)
             raise _refusal(where, holder) from None
         except OSError:
@@ -142,7 +148,7 @@ class HeartbeatLock:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return _parse(self._file.read_bytes())
+            return _parse(read_whole(self._file, _MAX_SIZE))
         except FileNotFoundError:
             return {}
 

@@ -21,15 +21,20 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
 from PIL import Image
 
-from personmae_jax.engine.storage import is_remote
+from personmae_jax.engine.storage import (
+    is_remote,
+    open_in_place,
+    read_whole,
+    write_whole,
+)
 from personmae_jax.errors import Closing, RunError, first_line
 from personmae_jax.trees import named_leaves
 
 _COPY_EVERY = 30.0  # seconds between two copies to object storage, at least
 _COPY_SHARE = 0.05  # of the time at most goes into copying
 _FLUSH_EVERY = 10  # seconds between two writes of TensorBoard events
-_BLOCK = 1 << 16  # bytes read at once from the end of metrics.jsonl
-_MAX_ROW = 1 << 20  # bytes; a longer line is garbage
+_FILE = "metrics.jsonl"
+_MAX_SIZE = 1 << 30  # bytes of that file; a row of 500 every step for 2 million steps
 
 
 class MetricsWriter(Closing):
@@ -58,16 +63,16 @@ class MetricsWriter(Closing):
         if self._remote:
             temporary = tempfile.TemporaryDirectory(prefix="metrics-")
             self._local = pathlib.Path(self._closing.enter_context(temporary))
-            if (workdir / "metrics.jsonl").exists():
-                rows = (workdir / "metrics.jsonl").read_bytes()
-                (self._local / "metrics.jsonl").write_bytes(rows)
         else:
             self._local = pathlib.Path(workdir)
-        self._rows = io.FileIO(self._local / "metrics.jsonl", "a+")  # not buffered
-        self._closing.enter_context(self._rows)
         # A run that starts at 0 has its row of step 0 still to come, if it has one.
         last_row = start_step or -1
-        self._rows.truncate(_end_of_rows(self._rows, last_row))
+        rows = _rows_until(workdir, last_row)
+        if rows or not self._remote:
+            write_whole(epath.Path(self._local / _FILE), rows)
+        descriptor = open_in_place(self._local / _FILE, os.O_WRONLY | os.O_APPEND)
+        self._rows = io.FileIO(descriptor, "a")  # not buffered
+        self._closing.enter_context(self._rows)
         self._tensorboard = tensorboardX.SummaryWriter(
             str(self._local / "tensorboard"),
             # Hides what a run that was killed has logged after `start_step`: else the
@@ -113,7 +118,7 @@ class MetricsWriter(Closing):
         with self._report_failure():
             folder = self._workdir / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{step}.png").write_bytes(png.getvalue())
+            write_whole(folder / f"{step}.png", png.getvalue())
             self._tensorboard.add_image("picture", picture, step, dataformats="HWC")
 
     def flush(self) -> None:
@@ -164,42 +169,33 @@ def _to_json(value: Any) -> int | float | str | None:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _end_of_rows(file: io.FileIO, last_step: int) -> int:
-    """Bytes up to and including the last row whose step is at most `last_step`.
+def read_rows(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The rows of WORKDIR/metrics.jsonl; lines that are none, torn ones too, are not.
 
-    Reads from the end, as far as rows are to be cut off.
+    Raises:
+      OSError: It cannot be read.
     """
-    end = file.seek(0, os.SEEK_END)
-    end = _find_newline(file, end) + 1  # what follows the last newline is torn
-    while end:
-        start = _find_newline(file, end - 1) + 1
-        file.seek(start)
-        row = file.read(end - start) if end - start <= _MAX_ROW else b""
-        if 0 <= _step_of(row) <= last_step:
-            break
-        end = start
-    return end
+    data = read_whole(workdir / _FILE, _MAX_SIZE)
+    return [row for line in data.splitlines() if (row := _parse_row(line))]
 
 
-def _find_newline(file: io.FileIO, end: int) -> int:
-    """Position of the last newline before `end`; -1 if there is none."""
-    while end > 0:
-        start = max(end - _BLOCK, 0)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found
-        end = start
-    return -1
+def _rows_until(workdir: epath.Path, last_step: int) -> bytes:
+    """The lines of WORKDIR/metrics.jsonl whose steps are at most `last_step`."""
+    if not (workdir / _FILE).exists():
+        return b""
+    # What follows the last newline is torn, even if it happens to be JSON.
+    lines = read_whole(workdir / _FILE, _MAX_SIZE).split(b"\n")[:-1]
+    kept = [x for x in lines if (row := _parse_row(x)) and row["step"] <= last_step]
+    return b"".join(line + b"\n" for line in kept)
 
 
-def _step_of(row: bytes) -> int:
-    """Step of a row; -1 if it is none."""
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line; None if it is none."""
     try:
-        step = json.loads(row)["step"]
+        row = json.loads(line)
+        return row if type(row["step"]) is int and row["step"] >= 0 else None
     except (ValueError, TypeError, LookupError, RecursionError):
-        return -1
-    return step if type(step) is int else -1
+        return None
 
 
 def params_sha256(params: PyTree) -> str:

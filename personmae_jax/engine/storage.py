@@ -1,14 +1,17 @@
 """Where the files of a run live: a local folder or one on `gs://`."""
 
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import TypeVar
 
 from etils import epath
 
+from personmae_jax import foreign_files
 from personmae_jax.errors import ConfigError
 
 LocalPath = TypeVar("LocalPath", pathlib.Path, epath.Path)
@@ -49,18 +52,57 @@ def is_remote(path: epath.Path) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_whole(file: epath.Path, text: str) -> None:
-    """Writes so that a reader finds the old text or the new one, never a part."""
+def read_whole(file: epath.Path, limit: int) -> bytes:
+    """The content of a file of a run, which anybody may have put there.
+
+    Raises:
+      OSError: It is no regular file, or larger than `limit` bytes.
+    """
+    if not is_remote(file):
+        return foreign_files.read_file(file, limit)
+    with file.open("rb") as f:
+        data = f.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit} bytes", os.fspath(file))
+    return data
+
+
+def write_whole(file: epath.Path, content: str | bytes) -> None:
+    """Writes so that a reader finds the old content or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
     if is_remote(file):
-        file.write_text(text)  # objects appear whole
+        file.write_bytes(data)  # objects appear whole
         return
     with appearing_whole(file) as part:
-        part.write_text(text)
+        part.write_bytes(data)
 
 
 @contextlib.contextmanager
 def appearing_whole(file: LocalPath) -> Iterator[LocalPath]:
     """What to write a local file under until it is whole; then it takes its place."""
     part = file.with_name(file.name + ".part")
-    yield part
-    part.replace(file)
+    part.unlink(missing_ok=True)  # a link would be followed
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk leaves a piece
+
+
+def open_in_place(file: os.PathLike[str], flags: int) -> int:
+    """Descriptor of a local file that grows or is locked; made if it is not there.
+
+    Raises:
+      OSError: It is a link, which may point to anything, or no regular file.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(file, flags, 0o666)
+    except OSError as e:
+        if e.errno != errno.ELOOP:
+            raise
+        raise OSError(e.errno, "is a link; remove it", os.fspath(file)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is a pipe or a device", os.fspath(file))
+    return descriptor

@@ -16,7 +16,7 @@ from personmae_jax.config_json import (
     parse_object,
 )
 from personmae_jax.engine import lock
-from personmae_jax.engine.storage import open_path, write_whole
+from personmae_jax.engine.storage import open_path, read_whole, write_whole
 from personmae_jax.errors import ConfigError, RunError, first_line
 
 # What a later start may change: these settings do not change what is computed.
@@ -169,11 +169,7 @@ def read_settings(path: os.PathLike[str] | str) -> Settings:
 def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
     """`parse` of the text; raises ConfigError if that or reading fails."""
     try:
-        with file.open("rb") as f:
-            data = f.read(_MAX_SIZE + 1)
-        if len(data) > _MAX_SIZE:
-            raise ValueError(f"it is larger than {_MAX_SIZE} bytes")
-        return parse(data.decode())
+        return parse(read_whole(file, _MAX_SIZE).decode())
     except (OSError, ValueError) as e:  # ConfigError among them
         raise ConfigError(
             f"{file} cannot be read ({first_line(e)}); restore it or use another "

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from personmae_jax.data.bad_records import BadRecords
 from personmae_jax.data.pipeline import Batch, Example, PretrainBatches
 from personmae_jax.data.records import Records
 from personmae_jax.engine import pictures
-from personmae_jax.engine.metrics import MetricsWriter, params_sha256
+from personmae_jax.engine.metrics import MetricsWriter, params_sha256, read_rows
 from personmae_jax.engine.progress import Progress
 from personmae_jax.errors import RunError
 from personmae_jax.pretrain.experiment import Experiment
@@ -249,8 +248,7 @@ class Report:
 
 def summarise(workdir: epath.Path, num_steps: int) -> str:
     """What a person reads after a finished run: numbers, and where everything is."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(workdir)
     numbers = ""
     for name in _SUMMARISED:
         values = [row[name] for row in rows if row.get(name) is not None]

@@ -73,6 +73,7 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
         )
         start = checkpoints.latest_step()
         if start is not None and start >= num_steps:
+            checkpoints.prune()
             return say_nothing_to_do(path, start)
         # The step is compiled and the first batches are made beside the initial state;
         # it is traced before that, since two threads of Python would share one core.

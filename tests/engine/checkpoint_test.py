@@ -18,8 +18,8 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from personmae_jax.engine import checkpoint_files
-from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
+from personmae_jax.engine import checkpoint, checkpoint_files
+from personmae_jax.engine.checkpoint import Checkpoints, describe, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def damage(saved, how: str) -> None:
 @pytest.mark.parametrize("how", ["metadata", "torn", "empty"])
 def test_damage_is_told_with_the_step_and_the_mend(saved, how):
     damage(saved, how)
-    message = "checkpoints/20 cannot be read .*remove it to go on from step 10"
+    message = "checkpoints/20 is damaged .*move it elsewhere to go on from step 10"
     with open_checkpoints(saved) as checkpoints:
         with pytest.raises(RunError, match=message):
             checkpoints.restore(abstract(make_state(0)))
@@ -210,7 +210,7 @@ def state_files(saved) -> list[pathlib.Path]:
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_offered(saved):
-    message = "checkpoints/20 cannot be read .*remove it to go on from step 10"
+    message = "checkpoints/20 is damaged .*move it elsewhere to go on from step 10"
     assert len(state_files(saved)) >= 4
     with open_checkpoints(saved) as checkpoints:
         for file in state_files(saved):
@@ -230,7 +230,7 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_offered(s
 def test_a_lost_file_is_found(saved):
     lost = next(f for f in state_files(saved) if f.parent.name == "d")
     lost.unlink()
-    with pytest.raises(RunError, match="checkpoints/20 cannot be read .*from step 10"):
+    with pytest.raises(RunError, match="checkpoints/20 is damaged .*from step 10"):
         restore_encoder(saved)
 
 
@@ -250,6 +250,51 @@ def test_a_read_that_fails_is_no_damage_and_nobody_is_told_to_remove(
     monkeypatch.setattr(checkpoint_files, "_digests", fail)
     with pytest.raises(RunError, match="may well be whole.*remove nothing"):
         restore_encoder(saved)
+
+
+def test_after_whole_files_nothing_that_fails_is_called_damage(saved, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("UNAVAILABLE: storage is away")
+
+    monkeypatch.setattr(checkpoint_files.ocp.Checkpointer, "restore", fail)
+    with pytest.raises(RunError, match="storage is away.*remove nothing"):
+        restore_encoder(saved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"custom_metadata": null}',
+        b'{"custom_metadata": {"config": 1, "git_revision": [], "versions": 7}}',
+        b'{"custom_metadata": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_a_hostile_description_of_a_checkpoint_is_one_sentence(saved, content):
+    (saved / "checkpoints" / "20" / "_CHECKPOINT_METADATA").write_bytes(content)
+    with pytest.raises(RunError, match="is damaged .*go on from step 10") as error:
+        describe(saved)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_checkpoint_disappears_at_once_when_it_is_removed(saved, monkeypatch):
+    """Else a run that is killed meanwhile leaves a part that looks whole."""
+    monkeypatch.setattr(checkpoint, "_empty_removed", lambda folder: None)
+    with open_checkpoints(saved, keep=1) as checkpoints:
+        checkpoints.save(30, make_state(30))
+    assert {"0", "30", "removed"} == {p.name for p in (saved / "checkpoints").iterdir()}
+    monkeypatch.undo()
+    with open_checkpoints(saved, keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 30
+        assert not (saved / "checkpoints" / "removed").exists()
+
+
+def test_what_a_run_killed_after_its_last_save_left_too_many_is_removed(saved):
+    with open_checkpoints(saved, keep=1) as checkpoints:
+        checkpoints.prune()
+    assert {p.name for p in (saved / "checkpoints").iterdir()} == {"0", "20"}
 
 
 @pytest.mark.parametrize(("weights", "factor"), [("student", 1), ("teacher", 0.5)])

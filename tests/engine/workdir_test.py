@@ -307,6 +307,28 @@ def test_a_damaged_record_is_refused_not_overwritten(tmp_path, content, name):
     assert content is None or file.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["lock", "config.json.part", "run.json.part"])
+def test_what_a_link_points_to_is_never_written(tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(mine)
+    if name == "lock":
+        with pytest.raises(ConfigError, match="is a link; remove it"):
+            open_workdir(tmp_path / "run", Config()).__enter__()
+    else:
+        with open_workdir(tmp_path / "run", Config()):
+            pass
+    assert mine.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["lock", "config.json", "run.json"])
+def test_a_pipe_in_the_folder_is_refused_without_waiting(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match="is a pipe or a device"):
+        open_workdir(tmp_path, Config()).__enter__()
+
+
 def test_a_folder_with_other_files_is_used(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with open_workdir(tmp_path, Config()):
