@@ -11,9 +11,10 @@ from absl import logging
 from personmae_jax.config import Config
 from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.errors import ConfigError
 
-Settings = Config | FinetuneConfig
+Settings = Config | FinetuneConfig | UnsupervisedConfig
 
 # Names that earlier versions wrote, and today's.
 _RENAMED = {"code_grid": "pos_embed_grid"}
@@ -54,8 +55,11 @@ def config_from_json(text: str) -> Settings:
     value = parse_object(text)
     for setting in dropped_settings(text):
         logging.warning("%s is no longer supported and is ignored.", setting)
-    # Only fine-tuning has batches of P x K.
-    default = FinetuneConfig() if "sampling" in value else Config()
+    default = Config()
+    if "cluster" in value:  # only training without labels clusters
+        default = UnsupervisedConfig()
+    elif "sampling" in value:  # of the others, only fine-tuning has batches of P x K
+        default = FinetuneConfig()
     return _restore_fields(default, value, "config")
 
 

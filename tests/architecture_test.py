@@ -12,16 +12,16 @@ PACKAGE = ROOT / "personmae_jax"
 
 # From the ground up: files of the package's root, then its folders.
 LAYERS = """
-errors foreign_files config_run config config_check config_finetune config_json
-trees
-sharding pixels optim
+errors foreign_files config_run config config_check config_finetune
+config_unsupervised config_json trees sharding pixels optim
 synthetic data models engine prepare pytorch reid
 pretrain finetune unsupervised preflight
 __init__
 """.split()
-JAX_FREE_FILES = (
-    "errors foreign_files config_run config config_check config_finetune config_json"
-).split()
+JAX_FREE_FILES = """
+errors foreign_files config_run config config_check config_finetune
+config_unsupervised config_json
+""".split()
 JAX_FREE_FOLDERS = "data synthetic prepare".split()
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,245 @@
+"""Every setting of training without labels: its default, and where that comes from.
+
+`configs/usl_*.py` and `uda_*.py` return an `UnsupervisedConfig`. Nothing here imports
+jax.
+
+Unsupervised learning (USL) starts from a pretrained encoder, unsupervised domain
+adaptation (UDA) from one that was fine-tuned on another data set; the training is the
+same. Sources: TransReID-SSL = damo-cv/TransReID-SSL, cluster-contrast-reid (usl.py and
+its scripts), of which PASS and CION use the same; CAP = arXiv 2012.10674; "ours" marks
+a choice of this project.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from personmae_jax.config import (
+    CheckpointConfig,
+    LogConfig,
+    MeshConfig,
+    ModelConfig,
+    ProfileConfig,
+)
+from personmae_jax.config_check import (
+    CHOICES,
+    RANGES,
+    encoder_problems,
+    image_problems,
+    mesh_problems,
+    range_problems,
+)
+from personmae_jax.config_finetune import (
+    AugmentConfig,
+    FinetuneDataConfig,
+    FinetuneInitConfig,
+    FinetuneOptimConfig,
+)
+from personmae_jax.errors import ConfigError
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedDataConfig(FinetuneDataConfig):
+    """The target: its training images are clustered, query and gallery score.
+
+    Layout "images" is any folder of images; nobody is sought in it.
+    """
+
+    camera_folders: bool = False  # images: a folder right below `path` is a camera
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterConfig:
+    """DBSCAN on the k-reciprocal Jaccard distance, once a round; TransReID-SSL."""
+
+    k1: int = 30  # nearest images, itself among them, that reciprocity is sought in
+    k2: int = 6  # nearest images, itself among them, to average over; 1: no average
+    # Largest distance of neighbours; None: that of 0.3, 0.35 .. 0.7 which makes the
+    # most clusters, each round anew (ours, for data without a published value).
+    eps: float | None = 0.6
+    min_samples: int = 4  # images within eps, itself among them, that make a core
+
+
+@dataclass(slots=True, kw_only=True)
+class MemoryConfig:
+    """One vector a cluster, contrasted with each image; TransReID-SSL."""
+
+    temperature: float = 0.05  # that cosines are divided by
+    momentum: float = 0.2  # what a vector keeps of itself at an update
+    # A vector for each camera of a cluster; the cure where clusters follow cameras.
+    camera_proxies: bool = False  # CAP
+    cross_camera_weight: float = 0.5  # camera_proxies: of that loss; CAP
+    num_negatives: int = 50  # camera_proxies: nearest of other clusters; CAP
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterSamplingConfig:
+    """A batch is so many images each of so many clusters; P x K."""
+
+    clusters: int = 32  # P; TransReID-SSL
+    images: int = 8  # K; TransReID-SSL
+    # One image, the others of other cameras; TransReID-SSL.
+    across_cameras: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedHeadConfig:
+    """What stands around the encoder."""
+
+    drop_path: float = 0.3  # of the last block, growing from 0; TransReID-SSL
+    feature: str = "cls"  # before the batch norm; TransReID-SSL; or "mean" of patches
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedOptimConfig(FinetuneOptimConfig):
+    optimizer: str = "sgd"  # TransReID-SSL; or "adamw"
+    base_lr: float = 3.5e-4  # at 256 images a step; TransReID-SSL
+    layer_decay: float = 1.0  # TransReID-SSL has none
+    warmup: float = 0.0  # of all steps, linear from 0; TransReID-SSL has none
+    weight_decay: float = 5e-4  # on matrices alone; TransReID-SSL: on everything
+    decay_every: float = 0.4  # of all steps the lr is multiplied by `decay`
+    decay: float = 0.1  # TransReID-SSL: after 20 and 40 of 50 rounds
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedTrainConfig:
+    seed: int = 0
+    rounds: int = 50  # clusterings, each with the steps on it; TransReID-SSL
+    steps_per_round: int = 200  # TransReID-SSL
+    matmul_dtype: str = "auto"  # as in pretraining
+    remat: str = "none"  # as in pretraining
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedEvalConfig:
+    """Scores steer nothing: the last step is the result."""
+
+    # TransReID-SSL; the start and the end, too; 0: query and gallery stay unread.
+    every_rounds: int = 10
+    batch_size: int = 256  # images at once, over all devices; TransReID-SSL
+
+
+@dataclass(slots=True, kw_only=True)
+class UnsupervisedConfig(ModelConfig):
+    # `encoder` counts from scratch only: a run or a file brings its own.
+    init: FinetuneInitConfig = dataclasses.field(default_factory=FinetuneInitConfig)
+    data: UnsupervisedDataConfig = dataclasses.field(
+        default_factory=UnsupervisedDataConfig
+    )
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    sampling: ClusterSamplingConfig = dataclasses.field(
+        default_factory=ClusterSamplingConfig
+    )
+    augment: AugmentConfig = dataclasses.field(  # TransReID-SSL erases up to 0.4
+        default_factory=lambda: AugmentConfig(erase_max_area=0.4)
+    )
+    head: UnsupervisedHeadConfig = dataclasses.field(
+        default_factory=UnsupervisedHeadConfig
+    )
+    optim: UnsupervisedOptimConfig = dataclasses.field(
+        default_factory=UnsupervisedOptimConfig
+    )
+    train: UnsupervisedTrainConfig = dataclasses.field(
+        default_factory=UnsupervisedTrainConfig
+    )
+    eval: UnsupervisedEvalConfig = dataclasses.field(
+        default_factory=UnsupervisedEvalConfig
+    )
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(
+        default_factory=lambda: CheckpointConfig(keep=1)
+    )
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all devices and hosts."""
+        return self.sampling.clusters * self.sampling.images
+
+    @property
+    def num_steps(self) -> int:
+        return self.train.rounds * self.train.steps_per_round
+
+
+# In addition to the settings that pretraining has under the same names.
+_CHOICES = {
+    "init.weights": ("student", "teacher"),
+    "data.layout": (
+        *("market1501", "msmt17", "id_folders", "occluded_whole"),
+        *("images", "synthetic"),
+    ),
+    "head.feature": ("cls", "mean"),
+    "optim.optimizer": ("adamw", "sgd"),
+}
+_RANGES = {
+    "init.step": (0, None),
+    "data.synthetic_train": (1, None),
+    "cluster.k1": (2, 1000),
+    "cluster.k2": (1, 1000),
+    "cluster.eps": (0.05, 0.8),  # the graph of distances ends there
+    "cluster.min_samples": (2, 1000),
+    "memory.temperature": (0.001, 10),
+    "memory.momentum": (0, 0.9999),
+    "memory.cross_camera_weight": (0, None),
+    "memory.num_negatives": (1, 2**16),
+    "sampling.clusters": (2, 2**16),
+    "sampling.images": (2, 2**10),
+    "augment.flip_probability": (0, 1),
+    "augment.padding": (0, 1000),
+    "augment.erase_probability": (0, 1),
+    "augment.erase_min_area": (0.001, 1),
+    "augment.erase_max_area": (0.001, 1),
+    "augment.erase_min_aspect": (0.01, 1),
+    "head.drop_path": (0, 0.99),
+    "optim.layer_decay": (0.01, 1),
+    "optim.momentum": (0, 0.9999),
+    "optim.decay_every": (0.01, 1),
+    "optim.decay": (0.001, 1),
+    "train.rounds": (1, 10**6),
+    "train.steps_per_round": (1, 10**6),
+    "eval.every_rounds": (0, None),
+    "eval.batch_size": (1, None),
+}
+
+
+def check_unsupervised(
+    cfg: UnsupervisedConfig, device_count: int | None = None
+) -> None:
+    """Refuses settings that cannot train, before any work.
+
+    Args:
+      cfg: The settings.
+      device_count: Devices of all hosts; None before the devices are known.
+
+    Raises:
+      ConfigError: One line for every setting that is wrong.
+    """
+    problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
+    if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
+        problems.append("config.augment.erase_min_area exceeds erase_max_area")
+    if cfg.cluster.k2 > cfg.cluster.k1:
+        problems.append("config.cluster.k2 exceeds k1; the field takes 6 of 30")
+    if cfg.data.layout != "synthetic" and not cfg.data.path:
+        problems.append(
+            "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
+            "(or msmt17, images, ...), or try --config=configs/usl_quickstart.py"
+        )
+    if cfg.data.camera_folders and cfg.data.layout != "images":
+        problems.append(
+            f"config.data.camera_folders goes with data.layout=images; names tell the "
+            f"cameras of {cfg.data.layout}"
+        )
+    # The later rules divide by what the first ones have found in range.
+    problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]
+    if not problems and device_count is not None:
+        problems = [*mesh_problems(cfg.mesh, device_count)]
+        if cfg.batch_size % device_count:
+            problems.append(
+                f"config.sampling: {cfg.sampling.clusters} clusters x "
+                f"{cfg.sampling.images} images do not split over {device_count} "
+                f"devices; use a multiple, e.g. "
+                f"--config.sampling.clusters={device_count}"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))

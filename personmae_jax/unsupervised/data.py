@@ -1,0 +1,149 @@
+"""The images of the target, of which nobody knows who is on them.
+
+Training gets nothing else: no identity, and not the order of the files, which are named
+by identity. The order is that of the SHA-256 of each file's bytes, so that neither
+renaming nor relabelling changes a run.
+"""
+
+import dataclasses
+import hashlib
+import os
+from concurrent import futures
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.data.records import FolderRecords, Records
+from personmae_jax.errors import ConfigError
+from personmae_jax.reid.datasets import ReidDataset, open_dataset, synthetic_dataset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Unlabelled:
+    """Images without identities, in the order of their bytes' hash.
+
+    Attributes:
+      where: What messages call it.
+      records: The encoded images.
+      indices: Of each image among the records that it was taken from.
+      cameras: That saw each, 0 .. number of cameras - 1; all 0 if not known.
+      sha256: Of all images in order, and of their cameras.
+    """
+
+    where: str
+    records: Records
+    indices: Int64[np.ndarray, " n"]
+    cameras: Int32[np.ndarray, " n"]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def num_cameras(self) -> int:
+        return len(np.unique(self.cameras))
+
+
+class ChosenRecords:
+    """Some of other records, by their place in a list."""
+
+    def __init__(self, records: Records, indices: Int64[np.ndarray, " n"]):
+        self._records, self._indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> bytes:
+        return self._records.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._records.name(int(self._indices[index]))
+
+
+def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None]:
+    """Opens the images to train on, and the data set by which the run is scored.
+
+    Args:
+      cfg: A checked configuration.
+
+    Returns:
+      The images; and the people to seek, None if there are none or nobody asks for
+      scores. Only scores and `known_` numbers may look at the latter.
+
+    Raises:
+      ConfigError: There are no such images, or too few.
+    """
+    data = cfg.data
+    if data.layout == "images":
+        folder = FolderRecords(str(data.path))
+        cameras = np.zeros(len(folder), np.int64)
+        if data.camera_folders:
+            tops = [folder.name(i).split(os.sep)[0] for i in range(len(folder))]
+            cameras = np.unique(tops, return_inverse=True)[1]
+        target = unlabelled(f"{data.path!r}", folder, np.arange(len(folder)), cameras)
+        people = None
+    else:
+        people = _open_people(cfg)
+        cameras = people.cameras[people.train]
+        target = unlabelled(people.where, people.records, people.train, cameras)
+        people = people if cfg.eval.every_rounds and len(people.query) else None
+    least = max(2 * cfg.sampling.clusters, cfg.cluster.k1 + 1)
+    if len(target) < least:
+        raise ConfigError(
+            f"{target.where} has {len(target)} images to train on; "
+            f"{cfg.sampling.clusters} clusters a step and k1={cfg.cluster.k1} take "
+            f"{least} or more"
+        )
+    return target, people
+
+
+def unlabelled(
+    where: str,
+    records: Records,
+    indices: Int64[np.ndarray, " n"],
+    cameras: Int64[np.ndarray, " n"],
+) -> Unlabelled:
+    """Puts images in the order of their bytes, which reads each of them once.
+
+    Args:
+      where: What messages call them.
+      records: The encoded images.
+      indices: Of those to take.
+      cameras: That saw each of `indices`.
+
+    Raises:
+      ConfigError: An image cannot be read.
+    """
+
+    def digest(index: int) -> bytes:
+        try:
+            return hashlib.sha256(records.read(index)).digest()
+        except OSError as error:
+            raise ConfigError(
+                f"{records.name(index)} cannot be read ({error}); make it readable or "
+                "take it out of the data set"
+            ) from error
+
+    numbers = np.unique(cameras, return_inverse=True)[1].astype(np.int32)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(digest, indices.tolist()))
+    # Images that are equal to the byte may stand in any order, but for their cameras.
+    keys = [d + int(n).to_bytes(4) for d, n in zip(digests, numbers, strict=True)]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    chosen = indices[order]
+    return Unlabelled(
+        where=where,
+        records=ChosenRecords(records, chosen),
+        indices=chosen,
+        cameras=numbers[order],
+        sha256=hashlib.sha256(b"".join(sorted(keys))).hexdigest(),
+    )
+
+
+def _open_people(cfg: UnsupervisedConfig) -> ReidDataset:
+    data = cfg.data
+    if data.layout == "synthetic":
+        return synthetic_dataset(data.synthetic, data.synthetic_train)
+    # Training images alone do, where nobody is to be sought.
+    return open_dataset(data.layout, str(data.path), data.query_camera, is_scored=False)

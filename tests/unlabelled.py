@@ -1,0 +1,34 @@
+"""Settings and images so small that a test may train on them without labels."""
+
+import numpy as np
+
+from personmae_jax.config import EncoderConfig, SyntheticConfig
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.unsupervised.data import Unlabelled, open_target
+
+
+def tiny_unsupervised() -> UnsupervisedConfig:
+    """Two blocks of width 16 on 32 x 16 pixels; 4 x 4 images, 3 rounds of 4 steps."""
+    cfg = UnsupervisedConfig()
+    cfg.encoder = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=8)
+    cfg.data.layout = "synthetic"
+    cfg.data.height, cfg.data.width = 32, 16
+    cfg.data.synthetic = SyntheticConfig(identities=14, cameras=2, shots=3)
+    cfg.data.synthetic_train = 12
+    cfg.cluster.k1, cfg.cluster.k2, cfg.cluster.eps = 8, 3, None
+    cfg.cluster.min_samples = 2
+    cfg.sampling.clusters, cfg.sampling.images = 4, 4
+    cfg.augment.padding = 2
+    cfg.train.rounds, cfg.train.steps_per_round = 3, 4
+    cfg.eval.every_rounds, cfg.eval.batch_size = 2, 16
+    return cfg
+
+
+def tiny_target() -> Unlabelled:
+    """72 drawn images in 2 cameras."""
+    return open_target(tiny_unsupervised())[0]
+
+
+def tiny_labels(seed: int = 0) -> np.ndarray:
+    """8 clusters and outliers."""
+    return np.random.default_rng(seed).integers(-1, 8, 72).astype(np.int32)
