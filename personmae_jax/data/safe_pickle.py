@@ -1,61 +1,68 @@
 """Reads strangers' pickles; nothing that a pickle names is ever imported or called.
 
-Two guards. `pickletools.genops` first goes through the instructions with budgets for
-bytes, instructions, nesting and numbers, since a dozen bytes can ask for gigabytes and
-a deep tuple crashes the interpreter. Then a `pickle.Unpickler` makes the objects, for
-which every name in the pickle must be in a table of functions that stand for it.
-
-For PyTorch's pickles (`data.pkl` of a zip, or each of those that a legacy file has one
-after the other) pass `known` with what stands for `torch._utils._rebuild_tensor_v2`,
-`collections.OrderedDict`, ..., and `persistent_load` for the storages. What these
-functions return should have a `__setstate__`, or else no `__dict__`.
+The standard library's unpickler in Python, of which only harmless instructions are
+left. Unlike the one in C it allocates nothing but what it has read, and lets us look
+at the keys of dicts, since hashing a deep tuple crashes the interpreter. What stands
+for a name in the pickle comes from a table of the caller.
 """
 
 import io
 import math
+import mmap
 import pickle
-import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-MAX_OPCODES = 2**26  # 10 million images of LUPerson-NL with labels need 50 million
-_MAX_DEPTH = 100
-_MAX_BITS = 1000  # of a number; text of 4,300 digits is the most that Python makes
 _KINDS = "biufUS"  # of numpy arrays: numbers and strings
-_REFUSED = ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
-# These change what lies under their arguments, and leave it there.
-_CHANGE = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
-_MARK = -1  # in place of a depth
+_PLAIN = (str, bytes, int, float, bool, type(None))
+_MAX_KEY = 8  # items of a tuple that is a key
+_REFUSED = "EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER LONG4 INST OBJ NEWOBJ_EX".split()
 
 
 class UnsafePickle(ValueError):
-    """A pickle that asks for more than plain values.
+    """A pickle that asks for more than plain values."""
 
-    Attributes:
-      name: The function or class that it names, if that is why.
-    """
 
-    def __init__(self, message: str, name: str | None = None):
-        super().__init__(message)
+class Opaque:
+    """Stands for an object of an unknown type, and forgets what is put into it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
         self.name = name
+
+    def fill(self, _: Any) -> None:
+        """Takes what the pickle sets as state, items or members."""
+
+    append = extend = update = add = fill
+
+
+class _Call:
+    """Stands for a function or class of the table."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable):
+        self.function = function
 
 
 def load(
-    file: io.BufferedIOBase,
+    file: io.BytesIO | mmap.mmap,
     known: Mapping[str, Callable] | None = None,
     persistent_load: Callable[[Any], Any] | None = None,
-    max_opcodes: int = MAX_OPCODES,
+    *,
+    takes_unknown: bool = False,
 ) -> Any:
     """Reads one pickle from where the file stands, and leaves it after its end.
 
     Args:
-      file: Seekable; its size limits what is allocated.
-      known: Full name, e.g. "collections.OrderedDict" -> what is called in its place;
-        None: `NUMPY`.
+      file: Its `read` must allocate no more than there is.
+      known: Full name, e.g. "numpy.dtype" -> what is called in its place; None:
+        `NUMPY`. What it returns gets its state by a method `fill`, if it has one.
       persistent_load: Gets what stands in the place of an object outside the pickle.
-      max_opcodes: Instructions; more are refused.
+      takes_unknown: What other names make is `Opaque`; otherwise it is refused.
 
     Returns:
       Lists, dicts, sets, tuples, strings, numbers, and what `known` returns.
@@ -64,114 +71,120 @@ def load(
       UnsafePickle: It holds anything else, which the message names.
       ValueError: It is damaged, or no pickle.
     """
-    start = file.tell()
+    unpickler = _Unpickler(file, encoding="latin1")  # of Python 2's strings
+    unpickler.known = NUMPY if known is None else known
+    unpickler.outside, unpickler.takes_unknown = persistent_load, takes_unknown
     try:
-        _check_budgets(file, max_opcodes)
-        content = io.BytesIO(_reread(file, start))
-        known = NUMPY if known is None else known
-        return _Unpickler(content, known, persistent_load).load()
+        return unpickler.load()
     except UnsafePickle:
         raise
     except Exception as error:  # damaged pickles raise nearly anything
         words = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{type(error).__name__}: {words}") from error
+        raise ValueError(f"{type(error).__name__}: {words[:160]}") from error
 
 
-def _reread(file: io.BufferedIOBase, start: int) -> bytes:
-    end = file.tell()
-    file.seek(start)
-    return file.read(end - start)
+_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]  # its types are not told
 
 
-def _check_budgets(file: Any, max_opcodes: int) -> None:
-    """Follows the unpickler's stack by the nesting of what lies on it.
-
-    A list that grows after it was put into another is nested deeper than is counted
-    here; a tuple, which alone can be hashed, is not.
-    """
-    stack: list[int] = []
-    below: list[list[int]] = []  # the stack under each mark
-    memo: dict[int, int] = {}
-    instructions: Any = pickletools.genops(file)  # arguments of no declared type
-    for number, (opcode, value, _) in enumerate(instructions):
-        name = opcode.name
-        if number >= max_opcodes:
-            raise UnsafePickle(f"it has more than {max_opcodes} instructions")
-        if name in _REFUSED:
-            raise UnsafePickle(f"it holds the instruction {name}")
-        if type(value) is int and value.bit_length() > _MAX_BITS:
-            raise UnsafePickle(f"it holds a number of over {_MAX_BITS} bits")
-        if name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif "PUT" in name:
-            if not 0 <= value <= number:  # the unpickler makes room for all below
-                raise UnsafePickle("it numbers its objects at random")
-            memo[value] = stack[-1]
-        elif "GET" in name:
-            stack.append(memo[value])
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "MARK":
-            below.append(stack)
-            stack = []
-        elif not opcode.stack_before:
-            stack += [0] * len(opcode.stack_after)
-        else:
-            num_taken, taken = len(opcode.stack_before), []
-            if pickletools.markobject in opcode.stack_before:
-                num_taken = name.endswith("S")  # APPENDS, ...: the object to change
-                taken, stack = stack, below.pop()
-            if num_taken:
-                taken[:0] = stack[-num_taken:]
-                del stack[-num_taken:]
-            if opcode.stack_after:
-                stack.append(_depth(name, taken))
-
-
-def _depth(name: str, parts: list[int]) -> int:
-    """The nesting of what an instruction makes of these parts, or of what it fills."""
-    first = parts[0] if name in _CHANGE else -1
-    depth = max(first, 1 + max(parts[name in _CHANGE :], default=-1))
-    if depth > _MAX_DEPTH:
-        raise UnsafePickle(f"it is nested more than {_MAX_DEPTH} deep")
-    return depth
-
-
-class _Call:
-    """What a name in a pickle becomes: its function, out of reach."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable):
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: object) -> None:
-        raise UnsafePickle("it sets the state of a function")
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self,
-        content: io.BufferedIOBase,
-        known: Mapping[str, Callable],
-        persistent_load: Callable[[Any], Any] | None,
-    ):
-        super().__init__(content, encoding="latin1")  # of Python 2's strings
-        self._known, self._persistent_load = known, persistent_load
+class _Unpickler(_Base):
+    dispatch = dict(_Base.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full not in self._known or "." in name:
-            raise UnsafePickle(f"it names {full[:160]}", full)
-        return _Call(self._known[full])
+        if full in self.known and "." not in name:
+            return _Call(self.known[full])
+        if self.takes_unknown:
+            return Opaque(full)
+        raise UnsafePickle(f"it names {full[:160]}")
 
     def persistent_load(self, pid: Any) -> Any:
-        if self._persistent_load is None:
+        if self.outside is None:
             raise UnsafePickle("it refers to an object outside it")
-        return self._persistent_load(pid)
+        return self.outside(pid)
+
+
+def _instead_of(*opcodes: bytes) -> Callable[[Callable], Callable]:
+    """Has a function carry out these instructions."""
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        _Unpickler.dispatch |= dict.fromkeys((code[0] for code in opcodes), function)
+        return function
+
+    return register
+
+
+@_instead_of(*(getattr(pickle, name) for name in _REFUSED))
+def _refuse(_: Any) -> None:
+    raise UnsafePickle("it holds an instruction that no plain value needs")
+
+
+@_instead_of(pickle.REDUCE, pickle.NEWOBJ)
+def _call(self: Any) -> None:
+    arguments, function = self.stack.pop(), self.stack.pop()
+    if isinstance(function, _Call):
+        self.stack.append(function.function(*arguments))
+    elif isinstance(function, Opaque):
+        self.stack.append(function)
+    else:
+        raise UnsafePickle("it calls what is no function")
+
+
+@_instead_of(pickle.BUILD)
+def _build(self: Any) -> None:
+    state, target = self.stack.pop(), self.stack[-1]
+    if hasattr(target, "fill"):
+        target.fill(state)
+    elif not isinstance(target, dict):  # an OrderedDict may have attributes
+        raise UnsafePickle(f"it sets the state of a {type(target).__name__}")
+
+
+@_instead_of(pickle.SETITEMS)
+def _set_items(self: Any) -> None:
+    items = self.pop_mark()
+    check_keys(items[::2])
+    self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+
+@_instead_of(pickle.SETITEM)
+def _set_item(self: Any) -> None:
+    value, key = self.stack.pop(), self.stack.pop()
+    check_keys([key])
+    self.stack[-1].update([(key, value)])
+
+
+@_instead_of(pickle.DICT)
+def _make_dict(self: Any) -> None:
+    items = self.pop_mark()
+    check_keys(items[::2])
+    self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+
+@_instead_of(pickle.ADDITEMS)
+def _add_items(self: Any) -> None:
+    items = self.pop_mark()
+    check_keys(items)
+    self.stack[-1].update(items)
+
+
+@_instead_of(pickle.FROZENSET)
+def _make_frozenset(self: Any) -> None:
+    items = self.pop_mark()
+    check_keys(items)
+    self.stack.append(frozenset(items))
+
+
+@_instead_of(pickle.BYTEARRAY8)
+def _make_bytearray(self: Any) -> None:
+    size = int.from_bytes(self.read(8), "little")
+    self.stack.append(bytearray(self.read(size)))
+
+
+def check_keys(keys: list[Any]) -> None:
+    """Raises UnsafePickle unless all can be hashed at once: plain values."""
+    for key in keys:
+        parts = key if type(key) is tuple and len(key) <= _MAX_KEY else (key,)
+        if not all(type(part) in _PLAIN or type(part) is Opaque for part in parts):
+            raise UnsafePickle(f"a dict or set has a {type(key).__name__} as a key")
 
 
 class _DType:
@@ -184,7 +197,7 @@ class _DType:
         if self.dtype.kind not in _KINDS or not self.dtype.itemsize:
             raise UnsafePickle(f"it holds a numpy array of {self.dtype.name}")
 
-    def __setstate__(self, state: Any) -> None:
+    def fill(self, state: Any) -> None:
         order = state[1]
         if state[2] is not None or order not in ("<", ">", "|", "="):
             raise UnsafePickle("it holds a numpy array of an unknown type")
@@ -198,7 +211,7 @@ class Array:
     def __init__(self, *_: object):
         self.values = np.zeros(0)
 
-    def __setstate__(self, state: Any) -> None:
+    def fill(self, state: Any) -> None:
         _version, shape, dtype, is_fortran, data = state
         self.values = _make_array(data, dtype, shape, "F" if is_fortran else "C").values
 

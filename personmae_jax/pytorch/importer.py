@@ -11,8 +11,8 @@ from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import read, told, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
-from personmae_jax.pytorch.read import Stored
 from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise, some
+from personmae_jax.pytorch.stored import Stored
 
 Tensors = dict[str, np.ndarray]
 
@@ -135,7 +135,7 @@ def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, lis
     for name in wanted.keys() & found.keys():
         value, shape = found[name], wanted[name]
         if not isinstance(value, Stored):
-            unfit.append(f"{name} a {type(value).__name__} instead of a tensor")
+            unfit.append(f"{name}, which is no plain tensor")
             continue
         if name == "pos_embed" and len(value.shape) == 3 and value.shape[1] > 1:
             shape = (1, value.shape[1], shape[2])  # of any number of patches

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from personmae_jax.pytorch import layouts
-from personmae_jax.pytorch.read import Stored
+from personmae_jax.pytorch.stored import Stored
 
 # Parts of a file's network that are not an encoder's.
 _DROPPED = re.compile(

@@ -2,6 +2,7 @@
 
 import builtins
 import collections
+import contextlib
 import io
 import os
 import pickle
@@ -120,19 +121,28 @@ def test_absurd_sizes_and_depths_end_in_a_sentence_not_in_memory(tmp_path):
     for what, content in hostile.items():
         with pytest.raises(ConfigError, match=r"keys\.pkl"):
             pytest.fail(f"{what} gave {_load(tmp_path, content)!r}"[:200])
-    deep = b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."
-    with pytest.raises(ConfigError, match="nested more than 100 deep"):
-        _load(tmp_path, deep)
+
+
+def test_deep_lists_end_in_a_sentence(tmp_path):
+    deep = _load(tmp_path, b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".")
+    with pytest.raises(ConfigError, match="x holds a list; names must"):
+        to_names(deep, "x")
 
 
 def test_a_deep_tuple_is_refused_before_anything_hashes_it(tmp_path):
     """Hashing one overflows the interpreter's stack, which kills the process."""
-    deep = b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."
-    with pytest.raises(ConfigError, match="nested more than 100 deep"):
-        _load(tmp_path, deep)
-    shared = b"\x80\x02})" + b"\x85q\x00h\x00" * 200 + b"K\x01s."
-    with pytest.raises(ConfigError, match="nested more than 100 deep"):
-        _load(tmp_path, shared)
+    deep = b")" + b"\x85" * 200_000
+    shared = b")" + b"2\x86" * 100  # 2 ** 100 empty tuples to hash
+    for key in (deep, shared):
+        for content in (
+            b"}" + key + b"K\x01s.",
+            b"}(" + key + b"K\x01u.",
+            b"(" + key + b"K\x01d.",
+            b"\x8f(" + key + b"\x90.",
+            b"(" + key + b"\x91.",
+        ):
+            with pytest.raises(ConfigError, match="a dict or set has a tuple as a key"):
+                _load(tmp_path, b"\x80\x04" + content)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +150,7 @@ def test_a_deep_tuple_is_refused_before_anything_hashes_it(tmp_path):
     [
         b"\x80\x05\x96" + struct.pack("<Q", 3 << 30) + b".",
         b"\x80\x02]r" + struct.pack("<I", 2**32 - 1) + b".",
-        b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".",
+        b"\x80\x02\x8b\x00\x01\x00\x00" + b"\x7f" * 256 + b".",
         b"I" + b"9" * 5000 + b"\n.",
     ],
     ids=["bytes", "memo", "number", "digits"],
@@ -148,8 +158,8 @@ def test_a_deep_tuple_is_refused_before_anything_hashes_it(tmp_path):
 def test_a_dozen_bytes_never_ask_for_gigabytes(tmp_path, content):
     tracemalloc.start()
     try:
-        with pytest.raises(ConfigError, match=r"keys\.pkl"):
-            _load(tmp_path, content)
+        with contextlib.suppress(ConfigError):
+            assert _load(tmp_path, content) == []
         assert tracemalloc.get_traced_memory()[1] < 1 << 22
     finally:
         tracemalloc.stop()
@@ -165,7 +175,7 @@ def test_functions_that_stand_for_names_cannot_be_changed_by_a_pickle():
     state = b"(\x8c\x01aK\x01u"
     for change in (b"}" + state + b"b.", b"N}" + state + b"\x86b."):
         content = b"\x80\x04cnumpy\nndarray\n" + change
-        with pytest.raises(safe_pickle.UnsafePickle, match="state of a function"):
+        with pytest.raises(safe_pickle.UnsafePickle, match="state of a _Call"):
             safe_pickle.load(io.BytesIO(content))
 
 

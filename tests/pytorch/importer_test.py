@@ -178,10 +178,14 @@ def test_beits_biases_are_joined_with_zeros_for_the_keys(tensors, tmp_path):
     assert_encoder(read_encoder(with_file(path)).params, tensors)
 
 
-def test_safetensors_needs_no_torch(tensors, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_no_file_needs_torch_to_be_read(kind, tensors, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    if kind == "torch":
+        save_torch(path, {"model": tensors})
+    else:
+        save_file(tensors | noise("head.weight"), path)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # cannot be imported
-    path = tmp_path / "file.safetensors"
-    save_file(tensors | noise("head.weight"), path)
     assert_encoder(read_encoder(with_file(path)).params, tensors)
 
 

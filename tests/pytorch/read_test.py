@@ -1,5 +1,6 @@
 """Files of strangers: read without running anything, or refused in one sentence."""
 
+import collections
 import os
 import pathlib
 import pickle
@@ -11,8 +12,8 @@ from safetensors.numpy import save_file
 from torch_files import save_torch, training_state
 
 from personmae_jax.errors import ConfigError
-from personmae_jax.pytorch import read
-from personmae_jax.pytorch.read import Stored, open_file
+from personmae_jax.pytorch.read import open_file
+from personmae_jax.pytorch.stored import Stored
 
 
 def refusal(path) -> str:
@@ -35,42 +36,49 @@ class Hostile:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_code_in_a_file_is_refused_and_never_run(is_zip, tmp_path):
+def test_code_in_a_file_is_never_run_and_the_tensors_beside_it_are_read(
+    is_zip, tmp_path
+):
     ran = tmp_path / "ran"
     content = {"model": {"w": np.ones(2, "f4")}, "args": Hostile(ran)}
+    content |= {"list": [Hostile(ran)], "namespace": training_state()["args"]}
+    content["namespace"].callback = Hostile(ran)
     path = save_torch(
         tmp_path / "f.pth", content, _use_new_zipfile_serialization=is_zip
     )
-    text = refusal(path)
-    assert "holds Python objects (" in text
-    assert "save its tensors alone with torch.save" in text
+    np.testing.assert_array_equal(open_file(path).tree["model"]["w"].array(), [1, 1])
     assert not ran.exists()
     torch = pytest.importorskip("torch")
     torch.load(path, weights_only=False)
     assert ran.exists(), "the file of this test is harmless"
 
 
-def test_code_is_not_run_from_inside_the_objects_that_are_allowed(tmp_path):
-    ran = tmp_path / "ran"
-    content = training_state()
-    content["args"].callback = Hostile(ran)
-    refusal(save_torch(tmp_path / "f.pth", content))
-    assert not ran.exists()
-
-
 def test_a_bare_pickle_with_code_is_refused_and_never_run(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
     path, ran = tmp_path / "f.pth", tmp_path / "ran"
-    path.write_bytes(pickle.dumps(Hostile(ran), protocol=2))
-    refusal(path)
+    for protocol in range(2, 6):
+        path.write_bytes(pickle.dumps(Hostile(ran), protocol))
+        refusal(path)
     assert not ran.exists()
 
 
-def test_namespaces_and_numpys_scalars_are_read(tmp_path):
-    content = training_state() | {"lr": np.float64(0.5), "w": np.ones(2, "f4")}
+def test_objects_of_unknown_types_hide_nothing_beside_them(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    content = training_state() | {
+        "lr": np.float64(0.5),
+        "path": pathlib.PurePosixPath("/a"),
+        "module": torch.nn.Linear(2, 2),
+        "set": {1, 2},
+        "size": torch.Size([1]),
+        "type": torch.float32,
+        "defaults": collections.defaultdict(int, a=1),
+        "ordered": collections.OrderedDict(b=2),
+        "w": np.ones(2, "f4"),
+    }
     tree = open_file(save_torch(tmp_path / "f.pth", content)).tree
     assert tree["lr"] == 0.5
-    assert tree["args"].model == "mae"
+    assert tree["defaults"] == {"a": 1}
+    assert tree["ordered"] == {"b": 2}
+    assert tree["path"].name == "pathlib.PurePosixPath"
     np.testing.assert_array_equal(tree["w"].array(), [1, 1])
 
 
@@ -89,8 +97,7 @@ def test_a_file_that_was_cut_short_is_refused_wherever_it_was_cut(is_zip, tmp_pa
     whole, cut = path.read_bytes(), tmp_path / "cut.pth"
     for size in range(0, len(whole) - 1, 97):
         cut.write_bytes(whole[:size])
-        # A name that is cut off is the name of no allowed object.
-        reasons = ("is empty", "neither", "cannot be read (", "holds Python objects")
+        reasons = ("is empty", "neither", "cannot be read (", "is a pickle, but none")
         assert any(reason in refusal(cut) for reason in reasons)
     cut.write_bytes(b"")
     assert "is empty" in refusal(cut)
@@ -129,23 +136,6 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
     assert "is an .npz file of numpy" in refusal(tmp_path / "f.npz")
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("is_zip", [True, False])
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_a_whole_file_of_a_later_pickle_protocol_is_not_called_damaged(
-    is_zip, protocol, tmp_path
-):
-    path = save_torch(
-        tmp_path / "f.pth",
-        {"w": np.ones(2, "f4")},
-        pickle_protocol=protocol,
-        _use_new_zipfile_serialization=is_zip,
-    )
-    text = refusal(path)
-    assert f"pickle of protocol {protocol}" in text
-    assert "damaged" not in text
-
-
 def repack(path, out, compression=zipfile.ZIP_STORED, change=lambda name, data: data):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w", compression) as new:
         for name in old.namelist():
@@ -171,8 +161,9 @@ def test_a_tensor_that_claims_more_than_is_stored_is_refused(tmp_path):
         assert not name.endswith("data.pkl") or data.count(old) == 2
         return data.replace(old, new) if name.endswith("data.pkl") else data
 
-    text = refusal(repack(path, tmp_path / "liar.pth", change=enlarge))
-    assert "cannot be read (" in text
+    stored = open_file(repack(path, tmp_path / "liar.pth", change=enlarge)).tree["w"]
+    with pytest.raises(ValueError, match="of more numbers than are stored"):
+        stored.array()
 
 
 def test_a_tensor_that_repeats_its_numbers_is_not_blown_up(tmp_path):
@@ -181,22 +172,21 @@ def test_a_tensor_that_repeats_its_numbers_is_not_blown_up(tmp_path):
     torch.save({"w": torch.zeros(1).expand(10**9, 10**6)}, path)
     stored = open_file(path).tree["w"]
     assert stored.shape == (10**9, 10**6)
-    with pytest.raises(ValueError, match="repeated to 4000000000000000 bytes"):
+    with pytest.raises(ValueError, match="repeated to 1000000000000000 out of fewer"):
         stored.array()
 
 
-@pytest.mark.parametrize("make", ["sparse", "complex64", "int8", "quantised"])
+@pytest.mark.parametrize("make", ["complex64", "int8", "float8"])
 def test_tensors_that_are_no_plain_floats_are_refused(make, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     tensor = torch.ones(2, 2)
     tensor = {
-        "sparse": tensor.to_sparse,
         "complex64": lambda: tensor.to(torch.complex64),
         "int8": lambda: tensor.to(torch.int8),
-        "quantised": lambda: tensor.to(torch.float8_e4m3fn),
+        "float8": lambda: tensor.to(torch.float8_e4m3fn),
     }[make]()
     torch.save({"w": tensor}, tmp_path / "f.pth")
-    with pytest.raises(ValueError, match="of type|not a plain tensor"):
+    with pytest.raises(ValueError, match="of type"):
         open_file(tmp_path / "f.pth").tree["w"].array()
 
 
@@ -222,14 +212,14 @@ def test_dicts_that_share_their_entries_are_not_unfolded(tmp_path):
 def test_a_whole_module_is_refused(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "f.pth")
-    assert "holds Python objects (torch.nn.modules.linear.Linear)" in refusal(
-        tmp_path / "f.pth"
-    )
+    text = refusal(tmp_path / "f.pth")
+    assert "holds a torch.nn.modules.linear.Linear, not a dict" in text
+    assert "torch.save its state_dict()" in text
 
 
 def test_a_lone_tensor_is_refused(tmp_path):
     path = save_torch(tmp_path / "f.pth", np.ones(3))
-    assert "holds a Tensor, not a dict of named tensors" in refusal(path)
+    assert "holds a stored, not a dict of named tensors" in refusal(path)
 
 
 def test_missing_files_folders_and_buckets_are_refused(tmp_path):
@@ -251,17 +241,14 @@ def test_a_file_or_folder_that_may_not_be_read_is_refused(place, tmp_path, monke
     (tmp_path / "f.pth").write_bytes(b"PK")
     if place == "stat":
         monkeypatch.setattr(os, "stat", denied)
-    monkeypatch.setattr(pathlib.Path, "open", denied)
-    assert "cannot be read ([Errno 13] Permission denied)" in refusal(
-        tmp_path / "f.pth"
-    )
+    monkeypatch.setattr(os, "open", denied)
+    assert "cannot be read (Permission denied)" in refusal(tmp_path / "f.pth")
 
 
-def test_without_torch_a_sentence_says_how_to_install_it(tmp_path, monkeypatch):
-    path = tmp_path / "f.pth"
-    path.write_bytes(b"PK\x03\x04" + bytes(30))
-    monkeypatch.setattr(read.importlib.util, "find_spec", lambda name: None)
-    assert "needs torch; pip install -r requirements-torch.txt" in refusal(path)
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "f.pth")
+    for path in (tmp_path / "f.pth", "/dev/zero"):
+        assert "is a pipe or a device" in refusal(path)
 
 
 def test_what_is_not_used_is_not_read(tmp_path):
@@ -280,14 +267,3 @@ def test_arrays_outlive_the_file(tmp_path):
     np.testing.assert_array_equal(array, [0, 1, 2, 3])
     assert array.flags.writeable
     assert array.flags.c_contiguous
-
-
-def test_nothing_but_inert_types_is_allowed():
-    names = {
-        getattr(x[0] if isinstance(x, tuple) else x, "__name__", "")
-        for x in read._inert_globals()
-    }
-    assert names == {
-        *("Namespace", "scalar", "dtype"),
-        *("Float64DType", "Float32DType", "Int64DType", "BoolDType"),
-    }
