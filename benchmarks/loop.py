@@ -1,6 +1,6 @@
 """The train loop against its bare step, with real batches: who waits for whom?
 
-In turn, in one run: a few steps of `train_loop.train`, with its pipeline, transfers,
+In turn, in one run: a few steps of `loop.train`, with its pipeline, transfers,
 report and checks; and as many calls of the step on a batch that is on the device
 already. Prints the images/s of both, and the host's time a step beside dispatching it:
 CPU time of the loop's thread, so neither waiting for the devices nor what else this
@@ -43,59 +43,59 @@ def main() -> None:
     from etils import epath
 
     from personmae_jax import sharding
-    from personmae_jax.data.pipeline import PretrainBatches
     from personmae_jax.data.records import open_records
+    from personmae_jax.engine import loop
     from personmae_jax.engine.profiling import Trace
-    from personmae_jax.pretrain import experiment as experiments
-    from personmae_jax.pretrain import train_loop
-    from personmae_jax.pretrain.report import Report
+    from personmae_jax.engine.rows import Rows
+    from personmae_jax.engine.training import Streams
+    from personmae_jax.pretrain.program import build
+    from personmae_jax.pretrain.run import make_training
 
     cfg = _CONFIG()
-    experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), 1000 * _STEPS)
-    records = open_records(cfg.data)
-    batches = PretrainBatches(records, cfg)
-    pause, state = _Pause(), experiment.init_state()
-    loop, bare, own, dispatch = [], [], [], []
+    program = build(cfg, sharding.make_mesh(cfg.mesh), 1000 * _STEPS)
+    training = make_training(cfg, program, open_records(cfg.data))
+    pause, state = _Pause(), program.init_state()
+    looped, bare, own, dispatch = [], [], [], []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        stream = stack.enter_context(contextlib.closing(batches.iterate(0)))
-        report = stack.enter_context(
-            Report(experiment, epath.Path(folder), records, batches, 0)
+        streams = stack.enter_context(Streams(training, 0))
+        kept = stack.enter_context(
+            Rows(
+                *(program, epath.Path(folder), 0),
+                count_images=training.count_images,
+                warn=training.warn,
+            )
         )
         for number in range(_ROUNDS + 1):
             start, busy = time.perf_counter(), time.thread_time()
-            train_loop.train(
-                experiment,
-                state,
-                number * _STEPS,
-                stream,
-                report,
-                pause,
-                None,
-                Trace(cfg.profile, None),
+            loop.train(
+                *(training, state, number * _STEPS, streams, kept),
+                *(pause, None, Trace(cfg.profile, None)),
             )
-            loop.append((time.perf_counter() - start) / _STEPS)
+            looped.append((time.perf_counter() - start) / _STEPS)
             own.append((time.thread_time() - busy) / _STEPS)
-            rows = next(stream)
+            rows = next(streams)
             batch = sharding.to_devices(
-                {name: rows[name] for name in experiment.abstract_batch},
-                experiment.mesh,
+                {name: rows[name] for name in program.abstract_batch},
+                program.mesh,
             )
             state = jax.block_until_ready(pause.state)
             start, busy = time.perf_counter(), time.thread_time()
             metrics = None
             for _ in range(_STEPS):
-                state, new_metrics = experiment.train_step(state, batch)
+                state, new_metrics = program.train_step(state, batch)
                 jax.block_until_ready(metrics)  # as the loop, two steps in flight
                 metrics = new_metrics
             jax.block_until_ready(metrics)
             bare.append((time.perf_counter() - start) / _STEPS)
             dispatch.append((time.thread_time() - busy) / _STEPS)
-    loop, bare, own, dispatch = (
-        statistics.median(times[1:]) for times in (loop, bare, own, dispatch)
+    looped, bare, own, dispatch = (
+        statistics.median(times[1:]) for times in (looped, bare, own, dispatch)
     )
     b = cfg.train.batch_size
-    print(f"loop       {b / loop:8.2f} images/s, {bare / loop:.1%} of the bare step's")
+    print(
+        f"loop       {b / looped:8.2f} images/s, {bare / looped:.1%} of the bare step's"
+    )
     print(f"bare step  {b / bare:8.2f} images/s")
     print(f"host       {(own - dispatch) * 1e3:8.2f} ms a step, and")
     print(f"           {dispatch * 1e3:8.2f} ms to dispatch the step")

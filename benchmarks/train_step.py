@@ -24,19 +24,17 @@ def main() -> None:
 
     from personmae_jax import sharding
     from personmae_jax.preflight import estimate
-    from personmae_jax.pretrain import experiment as experiments
+    from personmae_jax.pretrain import program as programs
 
     cfg = _CONFIG()
-    experiment = experiments.build(
-        cfg, sharding.make_mesh(cfg.mesh), cfg.train.steps or 1000
-    )
-    rows = estimate.noise(experiment)
-    batch = sharding.to_devices(rows, experiment.mesh)
-    state = experiment.init_state()
+    program = programs.build(cfg, sharding.make_mesh(cfg.mesh), cfg.train.steps or 1000)
+    rows = estimate.noise(program)
+    batch = sharding.to_devices(rows, program.mesh)
+    state = program.init_state()
 
     def jax_step() -> None:
         nonlocal state
-        state, metrics = experiment.train_step(state, batch)
+        state, metrics = program.train_step(state, batch)
         jax.block_until_ready(metrics)
 
     steps: dict[str, Callable[[], object]] = {"personmae_jax": jax_step}
@@ -54,7 +52,7 @@ def main() -> None:
                 if number:
                     seconds[name].append(time.perf_counter() - start)
     rates = {n: cfg.train.batch_size / statistics.median(s) for n, s in seconds.items()}
-    devices = f"{experiment.mesh.size} {jax.devices()[0].device_kind}"
+    devices = f"{program.mesh.size} {jax.devices()[0].device_kind}"
     for name, rate in rates.items():
         print(f"{name}: {rate:,.1f} images/s, {cfg.train.batch_size} a step, {devices}")
     if len(rates) == 2:

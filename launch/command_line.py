@@ -4,10 +4,8 @@
 was done; 75 interrupted and saved, start again.
 """
 
-import atexit
 import contextlib
 import functools
-import gc
 import os
 import pathlib
 import re
@@ -123,16 +121,6 @@ def define_cluster() -> Callable[[], dict[str, Any]]:
 def config_file() -> pathlib.Path:
     """Returns the file that `--config` names."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-
-
-def stop_collector() -> None:
-    """Turns Python's garbage collector off; the loop turns it on after a first step.
-
-    Starting makes a million objects and next to no garbage; Python would walk through
-    them over and over.
-    """
-    gc.disable()
-    atexit.register(gc.enable)  # what runs on the devices is to be gone before jax is
 
 
 def run(main: Callable[[], int | None], more_of: str | None = None) -> None:

@@ -17,7 +17,6 @@ _WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
-    command_line.stop_collector()
     cfg, workdir = _CONFIG(), _WORKDIR()
     from personmae_jax.finetune import init, sampling
 
@@ -26,10 +25,10 @@ def main() -> int:
     dataset = sampling.open_training(cfg)
 
     from personmae_jax.engine import distributed
-    from personmae_jax.finetune import train_loop
+    from personmae_jax.finetune.run import run
 
     distributed.initialize(**_CLUSTER())
-    return train_loop.run(cfg, workdir, dataset)
+    return run(cfg, workdir, dataset)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ _WORKDIR = command_line.define_workdir()
 
 
 def main() -> int:
-    command_line.stop_collector()
     cfg = _CONFIG()
     # Wrong settings are said before jax is even imported.
     from personmae_jax.config_check import check
@@ -25,10 +24,10 @@ def main() -> int:
     records = open_records(cfg.data)
 
     from personmae_jax.engine import distributed
-    from personmae_jax.pretrain import train_loop
+    from personmae_jax.pretrain.run import run
 
     distributed.initialize(**_CLUSTER())
-    return train_loop.run(cfg, _WORKDIR(), records)
+    return run(cfg, _WORKDIR(), records)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from personmae_jax.config import (
     LogConfig,
     MeshConfig,
     ModelConfig,
+    ProfileConfig,
 )
 from personmae_jax.config_check import (
     CHOICES,
@@ -143,6 +144,7 @@ class FinetuneConfig(ModelConfig):
         default_factory=lambda: CheckpointConfig(keep=1)
     )
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     @property
     def batch_size(self) -> int:

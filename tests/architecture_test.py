@@ -18,6 +18,9 @@ synthetic data models engine prepare pytorch reid
 pretrain finetune unsupervised preflight
 __init__
 """.split()
+# What two of them need goes down: to engine/ if it is about running, to reid/ if it is
+# about people, to models/ or pixels.py if it is about tensors.
+TRAININGS = "pretrain finetune unsupervised".split()
 JAX_FREE_FILES = """
 errors foreign_files config_run config config_check config_finetune
 config_unsupervised config_json
@@ -78,6 +81,20 @@ def test_a_file_imports_only_from_its_own_folder_and_from_layers_below(path):
     others = {name for name in modules_of(path) if layer_of(name) != layer}
     above = {name for name in others if layer_of(name) not in below}
     assert not above, f"{module} must not import {above}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_trainings_import_nothing_of_each_other(path):
+    layer = layer_of(module_of(path))
+    if layer in TRAININGS:
+        others = {layer_of(name) for name in modules_of(path)} & {*TRAININGS}
+        assert others <= {layer}
+
+
+def test_there_is_one_host_loop():
+    guard = 'transfer_guard("disallow")'
+    loops = [p for p in FILES if guard in p.read_text(encoding="utf-8")]
+    assert [module_of(path) for path in loops] == ["engine.loop"]
 
 
 def test_imports_inside_a_folder_have_no_cycle():

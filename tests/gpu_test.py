@@ -14,11 +14,11 @@ TWO_STEPS = """
 import jax
 from tiny import tiny_batch, tiny_config
 from personmae_jax import sharding
-from personmae_jax.pretrain import experiment
+from personmae_jax.pretrain import program
 
 cfg = tiny_config()
 mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-built = experiment.build(cfg, mesh, cfg.train.steps)
+built = program.build(cfg, mesh, cfg.train.steps)
 state, batch = built.init_state(), sharding.to_devices(tiny_batch(cfg), mesh)
 print(jax.devices()[0].platform)
 for _ in range(2):

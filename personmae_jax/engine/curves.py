@@ -2,7 +2,6 @@
 
 import io
 
-import jax
 from absl import logging
 from etils import epath
 
@@ -15,7 +14,7 @@ _PANELS = {
     "loss": ("loss", "pixel_loss", "feature_loss", "identity_loss", "triplet_loss"),
     "retrieval of unseen people": (
         *("retrieval_mAP", "retrieval_rank1", "occluded_mAP"),
-        *("teacher_retrieval_mAP", "mAP", "rank1"),
+        *("teacher_retrieval_mAP",),
     ),
 }
 
@@ -23,14 +22,11 @@ _PANELS = {
 def write_curves(path: epath.Path) -> None:
     """Writes pictures/curves.png of the run in `path`, from its metrics.jsonl.
 
-    Never fails a finished run: what prevents the picture is said in one warning. Of
-    several processes the first one writes.
+    Never fails a finished run: what prevents the picture is said in one warning.
 
     Args:
       path: The run's folder, local or on object storage.
     """
-    if jax.process_index() != 0:
-        return
     try:
         png = _plot(read_rows(path))
         (path / "pictures").mkdir(parents=True, exist_ok=True)

@@ -175,6 +175,8 @@ def read_rows(workdir: epath.Path) -> list[dict[str, Any]]:
     Raises:
       OSError: It cannot be read.
     """
+    if not (workdir / _FILE).exists():
+        return []
     data = read_whole(workdir / _FILE, _MAX_SIZE)
     return [row for line in data.splitlines() if (row := _parse_row(line))]
 

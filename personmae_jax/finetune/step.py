@@ -1,4 +1,4 @@
-"""One step of fine-tuning: a pure function of state and batch, and its assembly."""
+"""One step of fine-tuning: a pure function of state and batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,19 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from personmae_jax import sharding
 from personmae_jax.config_finetune import FinetuneConfig, FinetuneOptimConfig
+from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.finetune import losses, model
 from personmae_jax.models import personmae
-from personmae_jax.optim import Schedule, decay_mask, warmup_cosine
-from personmae_jax.sharding import matmul_dtype, with_sharding
-
-_LR_IMAGES = 64  # images a step at which `base_lr` is meant
-
-Batch = dict[str, Array]
-Metrics = dict[str, Float[Array, ""]]
+from personmae_jax.optim import Schedule, decay_mask
+from personmae_jax.sharding import matmul_dtype
 
 
 @jax.tree_util.register_dataclass
@@ -39,88 +35,6 @@ class FinetuneState:
     params: dict[str, Any]
     statistics: dict[str, Any]
     opt_state: PyTree
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetuning:
-    """What a run computes, nothing of which has touched data or files.
-
-    Attributes:
-      cfg: The settings.
-      mesh: Over all devices of all hosts.
-      num_steps: Length of the run.
-      num_images: To train on; an epoch is as many.
-      abstract_state: Shapes, dtypes and shardings of the state.
-      init_state: Makes the initial state; takes an encoder's parameters, on the
-        devices, to start from instead of random ones.
-      train_step: (state, batch) -> (state, metrics); takes the state's memory over.
-    """
-
-    cfg: FinetuneConfig
-    mesh: Mesh
-    num_steps: int
-    num_images: int
-    abstract_state: FinetuneState
-    init_state: Callable[..., FinetuneState]
-    train_step: Callable[[FinetuneState, Batch], tuple[FinetuneState, Metrics]]
-
-
-def build(
-    cfg: FinetuneConfig,
-    mesh: Mesh,
-    *,
-    num_images: int,
-    num_identities: int,
-    num_cameras: int,
-) -> Finetuning:
-    """Assembles the run; compiles and allocates nothing.
-
-    Args:
-      cfg: The settings.
-      mesh: Over all devices of all hosts.
-      num_images: To train on.
-      num_identities: That are on them.
-      num_cameras: Of the whole data set.
-    """
-    num_steps = cfg.train.steps
-    if num_steps is None:
-        num_steps = max(1, int(cfg.train.epochs * num_images / cfg.batch_size))
-    peak = cfg.optim.base_lr * cfg.batch_size / _LR_IMAGES
-    learning_rate = warmup_cosine(peak, cfg.optim.warmup, num_steps)
-    tx = make_optimizer(cfg.optim, learning_rate, cfg.encoder.depth)
-
-    def init(encoder: PyTree | None = None) -> FinetuneState:
-        key = jax.random.key(cfg.train.seed)
-        params = model.init_params(cfg, key, num_identities, num_cameras, encoder)
-        return FinetuneState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            statistics=model.init_statistics(cfg.encoder.width),
-            opt_state=tx.init(params),
-        )
-
-    step = make_train_step(cfg, tx, learning_rate, mesh)
-
-    def step_on_mesh(state: FinetuneState, batch: Batch):
-        with sharding.mesh_context(mesh):
-            return step(state, batch)
-
-    abstract_state = jax.eval_shape(init)
-    state_sharding = sharding.state_sharding(mesh, abstract_state)
-    return Finetuning(
-        cfg=cfg,
-        mesh=mesh,
-        num_steps=num_steps,
-        num_images=num_images,
-        abstract_state=jax.tree.map(with_sharding, abstract_state, state_sharding),
-        init_state=jax.jit(init, out_shardings=state_sharding),
-        train_step=jax.jit(
-            step_on_mesh,
-            in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
-            out_shardings=(state_sharding, sharding.replicated(mesh)),
-            donate_argnums=0,
-        ),
-    )
 
 
 def make_train_step(

@@ -17,12 +17,12 @@ from jaxtyping import PyTree
 from personmae_jax import sharding
 from personmae_jax.config import Config
 from personmae_jax.config_check import check
+from personmae_jax.engine.program import Program
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.preflight import hlo_costs
 from personmae_jax.preflight.chips import CHIPS, Chip, absent_devices
 from personmae_jax.preflight.model_flops import model_flops_per_image
-from personmae_jax.pretrain import experiment as experiments
-from personmae_jax.pretrain.experiment import Experiment
+from personmae_jax.pretrain import program as programs
 
 LUPERSON = 4_180_243  # images; Fu et al., arXiv 2012.03753
 _WARM_UP, _MEASURED = 2, 10  # steps of `measure`
@@ -53,17 +53,17 @@ def estimate(
       RunError: libtpu is not installed, or the program cannot be counted.
     """
     chip, devices = absent_devices(topology)
-    experiment = _build(cfg, devices, num_records)
-    report = _describe_run(experiment, topology) | {"is_estimate": True}
-    compiled, fitting = _compile_fitting(experiment)
-    report |= _memory(experiment, chip.hbm_bytes, compiled, fitting)
+    program = _build(cfg, devices, num_records)
+    report = _describe_run(program, topology) | {"is_estimate": True}
+    compiled, fitting = _compile_fitting(program)
+    report |= _memory(program, chip.hbm_bytes, compiled, fitting)
     if compiled is None or fitting < cfg.train.batch_size:
         return report
     text = _text(compiled, dump_hlo)
     costs = hlo_costs.count(text, chip)
     return (
         report
-        | _speed(experiment, costs.cycles / chip.clock, chip)
+        | _speed(program, costs.cycles / chip.clock, chip)
         | {
             "estimated_cycles": round(costs.cycles),
             "compiler_cycles": round(costs.compiler_cycles),
@@ -86,12 +86,12 @@ def measure(
     """Runs a few steps on the devices of this host, on noise; else as `estimate`."""
     devices = jax.devices()
     chip = next((c for c in CHIPS.values() if devices[0].device_kind in c.kinds), None)
-    experiment = _build(cfg, devices, num_records)
-    report = _describe_run(experiment, "here") | {"is_estimate": False}
+    program = _build(cfg, devices, num_records)
+    report = _describe_run(program, "here") | {"is_estimate": False}
     try:
-        compiled = _compile(experiment)
+        compiled = _compile(program)
         _text(compiled, dump_hlo)
-        seconds = _step_seconds(experiment, compiled)
+        seconds = _step_seconds(program, compiled)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -100,33 +100,35 @@ def measure(
             "--config.train.batch_size or --config.train.remat=block"
         ) from e
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    report |= _memory(experiment, limit, compiled, cfg.train.batch_size)
-    return report | _speed(experiment, seconds, chip)
+    report |= _memory(program, limit, compiled, cfg.train.batch_size)
+    return report | _speed(program, seconds, chip)
 
 
-def _build(cfg: Config, devices: list[Any], num_records: int) -> Experiment:
+def _build(cfg: Config, devices: list[Any], num_records: int) -> Program[Config]:
     # Named, or `check` would ask for it.
     data = dataclasses.replace(cfg.data, path=cfg.data.path or "DIR")
     cfg = dataclasses.replace(cfg, data=data)
     check(cfg, len(devices))
-    num_steps = experiments.count_steps(cfg, num_records)
+    num_steps = programs.count_steps(cfg, num_records)
     mesh = sharding.make_mesh(cfg.mesh, devices)
-    return experiments.build(cfg, mesh, num_steps)
+    return programs.build(cfg, mesh, num_steps)
 
 
-def _compile(experiment: Experiment) -> jax.stages.Compiled:
-    step: Any = experiment.train_step
-    return step.lower(experiment.abstract_state, experiment.abstract_batch).compile()
+def _compile(program: Program[Config]) -> jax.stages.Compiled:
+    step: Any = program.train_step
+    return step.lower(program.abstract_state, program.abstract_batch).compile()
 
 
-def _compile_fitting(experiment: Experiment) -> tuple[jax.stages.Compiled | None, int]:
+def _compile_fitting(
+    program: Program[Config],
+) -> tuple[jax.stages.Compiled | None, int]:
     """Compiles with the batch size asked for, or halves it until the step fits.
 
     Returns:
       The compiled step, and its batch size; None and 0 where not even one image a
       chip fits.
     """
-    cfg, mesh = experiment.cfg, experiment.mesh
+    cfg, mesh = program.cfg, program.mesh
     parts = mesh.size * cfg.train.accumulate
     batch_size = cfg.train.batch_size
     while batch_size:
@@ -134,7 +136,7 @@ def _compile_fitting(experiment: Experiment) -> tuple[jax.stages.Compiled | None
         smaller = dataclasses.replace(cfg, train=train)
         try:
             return (
-                _compile(experiments.build(smaller, mesh, experiment.num_steps)),
+                _compile(programs.build(smaller, mesh, program.num_steps)),
                 batch_size,
             )
         except jax.errors.JaxRuntimeError as e:
@@ -156,10 +158,10 @@ def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
     return text
 
 
-def _step_seconds(experiment: Experiment, step: jax.stages.Compiled) -> float:
+def _step_seconds(program: Program[Config], step: jax.stages.Compiled) -> float:
     """Median seconds of a step."""
-    state = experiment.init_state()
-    batch = sharding.to_devices(noise(experiment), experiment.mesh)
+    state = program.init_state()
+    batch = sharding.to_devices(noise(program), program.mesh)
     seconds = []
     for _ in range(_WARM_UP + _MEASURED):
         begin = time.perf_counter()
@@ -170,29 +172,29 @@ def _step_seconds(experiment: Experiment, step: jax.stages.Compiled) -> float:
     return statistics.median(seconds[_WARM_UP:])
 
 
-def noise(experiment: Experiment) -> dict[str, np.ndarray]:
+def noise(program: Program[Config]) -> dict[str, np.ndarray]:
     """Returns a batch whose pixels are noise; masks and boxes do not matter to time."""
     rng = np.random.default_rng(0)
     rows = {
         name: rng.integers(0, 256, leaf.shape, np.uint8)
-        for name, leaf in experiment.abstract_batch.items()
+        for name, leaf in program.abstract_batch.items()
         if leaf.dtype == np.uint8
     }
-    b, num_visible = experiment.abstract_batch["visible"].shape
+    b, num_visible = program.abstract_batch["visible"].shape
     rows["visible"] = np.tile(np.arange(num_visible, dtype=np.int32), (b, 1))
     rows["geometry"] = np.tile(np.array([0, 0, 1, 1], np.float32), (b, 1))
     return rows
 
 
-def _describe_run(experiment: Experiment, topology: str) -> Report:
-    cfg, num_chips = experiment.cfg, experiment.mesh.size
+def _describe_run(program: Program[Config], topology: str) -> Report:
+    cfg, num_chips = program.cfg, program.mesh.size
     return {
         "topology": topology,
-        "device_kind": experiment.mesh.devices.flat[0].device_kind,
+        "device_kind": program.mesh.devices.flat[0].device_kind,
         "num_chips": num_chips,
         "batch_size": cfg.train.batch_size,
         "batch_size_per_chip": cfg.train.batch_size // num_chips,
-        "num_steps": experiment.num_steps,
+        "num_steps": program.num_steps,
         "model_flops_per_image": model_flops_per_image(cfg),
     } | dict.fromkeys(
         (
@@ -207,11 +209,11 @@ def _describe_run(experiment: Experiment, topology: str) -> Report:
     )
 
 
-def _speed(experiment: Experiment, step_seconds: float, chip: Chip | None) -> Report:
-    cfg, num_chips = experiment.cfg, experiment.mesh.size
+def _speed(program: Program[Config], step_seconds: float, chip: Chip | None) -> Report:
+    cfg, num_chips = program.cfg, program.mesh.size
     rate = cfg.train.batch_size / num_chips / step_seconds
     flops = rate * model_flops_per_image(cfg)
-    hours = experiment.num_steps * step_seconds / 3600
+    hours = program.num_steps * step_seconds / 3600
     return {
         "step_seconds": step_seconds,
         "images_per_second_per_chip": rate,
@@ -222,7 +224,7 @@ def _speed(experiment: Experiment, step_seconds: float, chip: Chip | None) -> Re
 
 
 def _memory(
-    experiment: Experiment,
+    program: Program[Config],
     limit: int | None,
     compiled: jax.stages.Compiled | None,
     fitting: int,
@@ -230,14 +232,14 @@ def _memory(
     """Bytes on one chip while a step runs.
 
     Args:
-      experiment: The run.
+      program: The run.
       limit: Of the chip; None where nobody knows.
       compiled: The step with a batch that fits; None if none does.
       fitting: Its batch size. What it takes, batch and activations, is taken to grow
         with the batch.
     """
-    state, batch = experiment.abstract_state, experiment.abstract_batch
-    asked = experiment.cfg.train.batch_size
+    state, batch = program.abstract_state, program.abstract_batch
+    asked = program.cfg.train.batch_size
     memory = {
         "parameters": _bytes_per_chip(state.params),
         "optimizer": _bytes_per_chip(state.opt_state),
@@ -259,7 +261,7 @@ def _memory(
         if limit is not None:
             growing = memory["batch"] + memory["activations"]
             room = max(0, limit - sum(memory.values()) + growing)
-            parts = experiment.mesh.size * experiment.cfg.train.accumulate
+            parts = program.mesh.size * program.cfg.train.accumulate
             largest = room * asked // growing // parts * parts
     total = sum(memory.values())
     return {

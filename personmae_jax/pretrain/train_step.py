@@ -128,7 +128,7 @@ def make_train_step(
     dtype: DTypeLike,
     gather: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the pure (state, batch) -> (state, metrics); experiment.py jits it."""
+    """Returns the pure (state, batch) -> (state, metrics); program.py jits it."""
     loss_fn = make_loss_fn(cfg, dtype, gather)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
+from personmae_jax.errors import RunError
 from personmae_jax.reid.datasets import JUNK, ReidDataset
 
 BLOCK = 2**26  # distances held at once by default: 256 MiB
@@ -64,7 +65,7 @@ def cosine_distances(
       block: Distances in one block; at least one query is taken at a time.
 
     Raises:
-      ValueError: A feature is zero or not finite.
+      RunError: A feature is zero or not finite.
     """
     query, gallery = _unit(query), _unit(gallery)
     rows = max(1, block // len(gallery))
@@ -85,8 +86,8 @@ def score(
       gallery: The gallery.
 
     Raises:
-      ValueError: A distance is not finite, they are not one row for each query, or
-        no query has a match.
+      RunError: A distance is not finite, or no query has a match.
+      ValueError: They are not one row for each query.
     """
     rows = (row for block in distances for row in block)
     people = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
@@ -96,7 +97,9 @@ def score(
     ]
     ranks = [r for r in found if len(r)]
     if not ranks:
-        raise ValueError(f"none of {len(found)} queries has a match in the gallery")
+        raise RunError(
+            f"cannot score: none of {len(found)} queries has a match in the gallery"
+        )
     first = np.array([r[0] for r in ranks])
     hits = [np.arange(1, len(r) + 1) for r in ranks]  # matches up to each match
     return Scores(
@@ -119,7 +122,7 @@ def match_ranks(
     Sorting the bare distances and counting is 20 times faster than a stable argsort.
     """
     if not np.isfinite(row).all():
-        raise ValueError("a distance is not finite")
+        raise RunError("cannot rank: a distance is not finite")
     is_ignored, is_match = _judge(identity, camera, gallery)
     matches = np.flatnonzero(is_match)
     row = np.where(is_ignored, np.inf, row)
@@ -158,11 +161,11 @@ def lengths(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
     """Returns the length of every feature.
 
     Raises:
-      ValueError: A feature is zero or not finite.
+      RunError: A feature is zero or not finite.
     """
     found = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
     if not np.all(np.isfinite(found) & (found > 0)):
-        raise ValueError("a feature is zero or not finite")
+        raise RunError("cannot rank: a feature is zero or not finite")
     return found
 
 

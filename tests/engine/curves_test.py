@@ -56,10 +56,3 @@ def test_a_run_without_matplotlib_still_finishes(run, monkeypatch, caplog):
     write_rows(run, _LOSSES)
     write_curves(run)
     assert "pictures/curves.png was not written" in caplog.text
-
-
-def test_only_the_first_process_writes(run, monkeypatch):
-    monkeypatch.setattr("jax.process_index", lambda: 1)
-    write_rows(run, _LOSSES)
-    write_curves(run)
-    assert not (run / "pictures").exists()

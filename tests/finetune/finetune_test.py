@@ -16,16 +16,16 @@ from finetuning import start, tiny_finetuning, tiny_people
 
 from personmae_jax import sharding
 from personmae_jax.config import SyntheticConfig
+from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import init
-from personmae_jax.finetune import train_loop as finetune
-from personmae_jax.finetune.monitor import Evaluator
-from personmae_jax.pretrain import train_loop
+from personmae_jax.finetune import run as finetune
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid.datasets import synthetic_dataset
+from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.retrieval import Scores
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def learnt(tmp_path_factory):
         make, one = sharding.make_mesh, jax.devices()[:1]
         patch.setattr(sharding, "make_mesh", lambda cfg=None: make(cfg, one))
         patch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
-        assert finetune.run(cfg, str(workdir), tiny_people()) == train_loop.FINISHED
+        assert finetune.run(cfg, str(workdir), tiny_people()) == loop.FINISHED
     return workdir
 
 
@@ -98,6 +98,18 @@ def test_the_last_row_carries_scores_and_the_hash_of_the_parameters(learnt):
     assert last["retrieval_mAP"] == scores["mAP"]
     assert last["retrieval_rank1"] == scores["rank1"]
     assert len(last["params_sha256"]) == 64
+    assert last["data_seconds"] >= 0
+
+
+def test_a_finished_run_leaves_its_curves(learnt):
+    assert (learnt / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_of_a_fine_tuning_can_be_traced(tmp_path):
+    cfg = tiny_finetuning()
+    cfg.profile.start_step, cfg.train.steps = 2, 3
+    finetune.run(cfg, str(tmp_path), tiny_people())
+    assert [*(tmp_path / "tensorboard").rglob("*.xplane.pb")]
 
 
 def test_transreid_gets_encoder_neck_and_classifier_to_the_bit(learnt, tmp_path):
@@ -154,13 +166,13 @@ def test_a_pretrained_run_has_no_head_to_export(tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, no_preemption):
     whole, halves, cfg = tmp_path / "whole", tmp_path / "halves", tiny_finetuning()
     cfg.log.every_steps = 1
-    assert finetune.run(cfg, str(whole), tiny_people()) == train_loop.FINISHED
+    assert finetune.run(cfg, str(whole), tiny_people()) == loop.FINISHED
     no_preemption.add(5)
-    assert finetune.run(cfg, str(halves), tiny_people()) == train_loop.INTERRUPTED
+    assert finetune.run(cfg, str(halves), tiny_people()) == loop.INTERRUPTED
     assert rows(halves)[-1]["step"] == 5
     no_preemption.clear()
-    assert finetune.run(cfg, str(halves), tiny_people()) == train_loop.FINISHED
-    clock = {"images_per_second"}
+    assert finetune.run(cfg, str(halves), tiny_people()) == loop.FINISHED
+    clock = {"images_per_second", "data_seconds"}
     one, other = (
         [{k: v for k, v in row.items() if k not in clock} for row in rows(run)]
         for run in (whole, halves)
@@ -175,14 +187,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, no_preempti
 def test_the_best_checkpoint_and_the_last_are_kept_across_a_restart(
     tmp_path, no_preemption, monkeypatch, capsys
 ):
-    found = {2: 0.3, 4: 0.9, 6: 0.5, 8: 0.9}
+    found = iter([0.3, 0.9, 0.5, 0.9])  # at steps 2, 4, 6 and 8
     monkeypatch.setattr(
-        Evaluator,
+        Monitor,
         "__call__",
-        lambda self, state: (
-            dataclasses.replace(SCORES, mAP=found[int(state.step)]),
-            0.1,
-        ),
+        lambda *_: [(dataclasses.replace(SCORES, mAP=next(found)), SCORES)],
     )
     cfg = tiny_finetuning()
     cfg.eval.every_epochs, cfg.checkpoint.every_steps = 1.0, 1

@@ -66,15 +66,15 @@ class Compiled(jax.stages.Compiled):
 def test_memory_is_told_by_kind_for_one_chip(fsdp):
     cfg = tiny_config()
     cfg.encoder.width, cfg.mesh.fsdp = 128, fsdp
-    experiment = build(cfg, jax.devices()[:2])
-    state = experiment.init_state()
+    program = build(cfg, jax.devices()[:2])
+    state = program.init_state()
 
     def held(tree) -> int:
         shards = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree)]
         return sum(shard.nbytes for shard in shards)
 
-    arguments = held(state) + estimate._bytes_per_chip(experiment.abstract_batch)
-    report = estimate._memory(experiment, 10**9, Compiled(1000, arguments), 8)
+    arguments = held(state) + estimate._bytes_per_chip(program.abstract_batch)
+    report = estimate._memory(program, 10**9, Compiled(1000, arguments), 8)
     memory = report["memory"]
     assert memory["parameters"] == held(state.params)
     assert memory["optimizer"] == held(state.opt_state)
@@ -91,18 +91,18 @@ def test_memory_is_told_by_kind_for_one_chip(fsdp):
 
 def test_the_largest_batch_fills_what_the_state_leaves():
     cfg = tiny_config()
-    experiment = build(cfg, jax.devices()[:2])
-    a_chip = estimate._bytes_per_chip(experiment.abstract_state)
-    batch = estimate._bytes_per_chip(experiment.abstract_batch)
+    program = build(cfg, jax.devices()[:2])
+    a_chip = estimate._bytes_per_chip(program.abstract_state)
+    batch = estimate._bytes_per_chip(program.abstract_batch)
     compiled = Compiled(9 * batch, a_chip + batch)  # ten batches grow with 8 images
     limit = a_chip + 17 + 25 * batch
-    report = estimate._memory(experiment, limit, compiled, 8)
+    report = estimate._memory(program, limit, compiled, 8)
     assert report["fits"]
     assert report["largest_batch_size"] == 20
-    exact = estimate._memory(experiment, report["hbm_bytes"], compiled, 8)
+    exact = estimate._memory(program, report["hbm_bytes"], compiled, 8)
     assert exact["fits"]
     assert exact["largest_batch_size"] == 8
-    less = estimate._memory(experiment, report["hbm_bytes"] - 1, compiled, 8)
+    less = estimate._memory(program, report["hbm_bytes"] - 1, compiled, 8)
     assert not less["fits"]
     assert less["largest_batch_size"] == 6
 
@@ -113,12 +113,12 @@ def refuse_above(
     """Makes compiling fail for larger batches; returns the sizes that were tried."""
     tried = []
 
-    def compile_step(experiment):
-        tried.append(experiment.abstract_batch["region_a"].shape[0])
+    def compile_step(program):
+        tried.append(program.abstract_batch["region_a"].shape[0])
         if tried[-1] > batch_size:
             raise jax.errors.JaxRuntimeError(message)
         held = estimate._bytes_per_chip(
-            (experiment.abstract_state, experiment.abstract_batch)
+            (program.abstract_state, program.abstract_batch)
         )
         return Compiled(1000 * tried[-1], held)
 
@@ -159,8 +159,8 @@ def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory(monkeyp
 
 def test_speed_days_and_share_follow_from_the_seconds_of_a_step():
     cfg = tiny_config()
-    experiment = build(cfg, jax.devices()[:4])
-    speed = estimate._speed(experiment, 0.25, chips.CHIPS["v4"])
+    program = build(cfg, jax.devices()[:4])
+    speed = estimate._speed(program, 0.25, chips.CHIPS["v4"])
     assert speed["images_per_second_per_chip"] == 8
     assert speed["share_of_peak"] == pytest.approx(
         8 * model_flops_per_image(cfg) / 275e12

@@ -10,15 +10,16 @@ from etils import epath
 from tiny import tiny_config
 
 from personmae_jax import sharding
-from personmae_jax.data.pipeline import PretrainBatches
 from personmae_jax.data.records import open_records
+from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.engine.profiling import Trace
+from personmae_jax.engine.rows import Rows
+from personmae_jax.engine.training import Streams
 from personmae_jax.errors import ConfigError
-from personmae_jax.pretrain import experiment as experiments
-from personmae_jax.pretrain import train_loop
-from personmae_jax.pretrain.monitor import Monitor, open_people
-from personmae_jax.pretrain.report import Report
+from personmae_jax.pretrain import program as programs
+from personmae_jax.pretrain.monitor import Scorer, open_people
+from personmae_jax.pretrain.run import make_training, run
 from personmae_jax.reid.features import Extractor
 from personmae_jax.synthetic.pedestrian import encode_pedestrian
 
@@ -40,11 +41,11 @@ def config(every_steps: int | None = 2):
 
 
 def build(cfg):
-    return experiments.build(cfg, sharding.make_mesh(cfg.mesh), NUM_STEPS)
+    return programs.build(cfg, sharding.make_mesh(cfg.mesh), NUM_STEPS)
 
 
 @pytest.fixture(scope="module")
-def experiment():
+def program():
     return build(config())
 
 
@@ -67,26 +68,26 @@ class _NoCheckpoints(Checkpoints):
 
 
 def train(
-    experiment, workdir, monitor, start=0, state=None, checkpoints=None
+    program, workdir, monitor, start=0, state=None, checkpoints=None
 ) -> list[dict]:
     """The rows of a run."""
-    records = open_records(experiment.cfg.data)
-    batches = PretrainBatches(records, experiment.cfg)
-    stream = batches.iterate(start, NUM_STEPS)
-    checkpoints = checkpoints or _NoCheckpoints()
-    with Report(experiment, epath.Path(workdir), records, batches, start) as report:
-        train_loop.train(
-            *(experiment, state or experiment.init_state(), start, stream, report),
-            *(checkpoints, None, Trace(experiment.cfg.profile, None), monitor),
+    records = open_records(program.cfg.data)
+    training = make_training(program.cfg, program, records, monitor)
+    with (
+        Streams(training, start) as streams,
+        Rows(program, epath.Path(workdir), start) as rows,
+    ):
+        loop.train(
+            *(training, state or program.init_state(), start, streams, rows),
+            *(checkpoints or _NoCheckpoints(), None, Trace(program.cfg.profile, None)),
         )
-    stream.close()
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def placed(experiment, state):
-    """The state where the experiment's sharding says that it belongs."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
+def placed(program, state):
+    """The state where the program's sharding says that it belongs."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)
     return jax.device_put(state, where)
 
 
@@ -96,14 +97,14 @@ def trained(row) -> dict:
 
 
 @pytest.fixture(scope="module")
-def watched(experiment, people, tmp_path_factory):
+def watched(program, people, tmp_path_factory):
     """The rows of an evaluated run, and what evaluated it."""
-    monitor = Monitor(experiment, people)
-    return train(experiment, tmp_path_factory.mktemp("watched"), monitor), monitor
+    monitor = Scorer(program.cfg, program, people)
+    return train(program, tmp_path_factory.mktemp("watched"), monitor), monitor
 
 
-def test_watching_changes_no_number_of_the_training(experiment, watched, tmp_path):
-    alone = train(experiment, tmp_path, None)
+def test_watching_changes_no_number_of_the_training(program, watched, tmp_path):
+    alone = train(program, tmp_path, None)
     assert [row["step"] for row in alone] == [1, 2, 3, 4, 5]
     assert not any(NAMES & row.keys() for row in alone)
     assert [trained(row) for row in watched[0][1:]] == [trained(row) for row in alone]
@@ -120,7 +121,7 @@ def test_scores_stand_in_the_rows_of_their_steps_and_before_the_first(watched):
 
 
 def test_evaluating_is_compiled_once(watched):
-    assert watched[1]._extract._encode._cache_size() == 1
+    assert watched[1]._monitor._extract._encode._cache_size() == 1
 
 
 def test_before_the_first_step_the_teacher_is_the_student(watched):
@@ -130,16 +131,16 @@ def test_before_the_first_step_the_teacher_is_the_student(watched):
 
 
 def test_a_resumed_run_evaluates_no_step_twice_and_leaves_none_out(
-    experiment, watched, tmp_path
+    program, watched, tmp_path
 ):
     class Interrupted(_NoCheckpoints):
         def reached_preemption(self, step: int) -> bool:
             return step == 2  # where an evaluation is due
 
     checkpoints, monitor = Interrupted(), watched[1]
-    train(experiment, tmp_path, monitor, checkpoints=checkpoints)
-    state = placed(experiment, checkpoints.saved[2])
-    rows = train(experiment, tmp_path, monitor, 2, state)
+    train(program, tmp_path, monitor, checkpoints=checkpoints)
+    state = placed(program, checkpoints.saved[2])
+    rows = train(program, tmp_path, monitor, 2, state)
     clock = ("images_per_second", "data_seconds")
     for row in [*rows, *watched[0]]:
         for name in clock:
@@ -148,12 +149,12 @@ def test_a_resumed_run_evaluates_no_step_twice_and_leaves_none_out(
 
 
 def test_an_interruption_while_evaluating_is_noticed_at_the_next_step(
-    experiment, people, tmp_path
+    program, people, tmp_path
 ):
     asked = []
 
-    class Counted(Monitor):
-        def __call__(self, state):
+    class Counted(Scorer):
+        def __call__(self, step, state):
             asked.append(state)
             return dict.fromkeys(NAMES, 0.5)
 
@@ -162,22 +163,20 @@ def test_an_interruption_while_evaluating_is_noticed_at_the_next_step(
             return len(asked) == 2  # at step 0 and step 2
 
     checkpoints = Interrupted()
-    monitor = Counted(experiment, people)
-    train(experiment, tmp_path, monitor, checkpoints=checkpoints)
+    monitor = Counted(program.cfg, program, people)
+    train(program, tmp_path, monitor, checkpoints=checkpoints)
     assert list(checkpoints.saved) == [3]
 
 
-def test_split_parameters_give_the_same_scores(
-    experiment, people, watched, monkeypatch
-):
+def test_split_parameters_give_the_same_scores(program, people, watched, monkeypatch):
     monkeypatch.setattr(sharding, "_MIN_SPLIT", 64)
     cfg = config()
     cfg.mesh.fsdp = 4
     split = build(cfg)
-    state = placed(split, jax.device_get(experiment.init_state()))
+    state = placed(split, jax.device_get(program.init_state()))
     first = {name: watched[0][0][name] for name in NAMES}
     # Rounding may swap two neighbours of a ranking.
-    assert Monitor(split, people)(state) == pytest.approx(first, abs=0.02)
+    assert Scorer(split.cfg, split, people)(0, state) == pytest.approx(first, abs=0.02)
 
 
 def test_the_drawn_people_are_not_the_runs_own_and_sought_across_cameras(people):
@@ -201,11 +200,11 @@ def test_a_wrong_folder_is_told_before_any_device_work(tmp_path, monkeypatch):
     cfg.eval.path = str(tmp_path / "none")
     monkeypatch.setattr(jax, "device_count", lambda: pytest.fail("device work"))
     with pytest.raises(ConfigError, match="does not exist; market1501 is"):
-        train_loop.run(cfg, str(tmp_path / "run"), open_records(cfg.data))
+        run(cfg, str(tmp_path / "run"), open_records(cfg.data))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_known_people_is_evaluated(experiment, tmp_path):
+def test_a_folder_of_known_people_is_evaluated(program, tmp_path):
     for identity in range(3):
         (tmp_path / str(identity)).mkdir()
         for camera in (1, 2):
@@ -213,17 +212,17 @@ def test_a_folder_of_known_people_is_evaluated(experiment, tmp_path):
             (tmp_path / str(identity) / f"{camera}_0.jpg").write_bytes(image)
     cfg = config()
     cfg.eval.path, cfg.eval.layout = str(tmp_path), "id_folders"
-    scores = Monitor(experiment, open_people(cfg))(experiment.init_state())
+    scores = Scorer(cfg, program, open_people(cfg))(0, program.init_state())
     assert scores.keys() == NAMES
     assert all(math.isfinite(score) for score in scores.values())
 
 
 @pytest.fixture
-def judge(experiment, people, monkeypatch):
+def judge(program, people, monkeypatch):
     """Scores of features that are functions of (identity, camera, whether occluded)."""
 
     def judge(student, teacher):
-        monitor = Monitor(experiment, people)
+        monitor = Scorer(program.cfg, program, people)
 
         def extract(self, networks, records, indices, cameras=None, change=None):
             found = []
@@ -235,7 +234,7 @@ def judge(experiment, people, monkeypatch):
             return np.array(found, np.float32)
 
         monkeypatch.setattr(Extractor, "__call__", extract)
-        return monitor(experiment.init_state())
+        return monitor(0, program.init_state())
 
     return judge
 

@@ -19,7 +19,8 @@ from personmae_jax.data.records import open_records
 from personmae_jax.engine.checkpoint import restore_encoder
 from personmae_jax.errors import ConfigError
 from personmae_jax.optim import decay_mask
-from personmae_jax.pretrain import experiment, train_loop
+from personmae_jax.pretrain import program
+from personmae_jax.pretrain.run import run
 from personmae_jax.pytorch.export import export
 from personmae_jax.pytorch.importer import read_encoder
 from personmae_jax.pytorch.read import open_file
@@ -40,7 +41,7 @@ def imported(tmp_path_factory):
     file = tmp_path_factory.mktemp("file") / "f.pth"
     cfg.init.torch_weights = str(save_torch(file, tensors))
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    return experiment.build(cfg, mesh, num_steps=1500), read_encoder(cfg).params
+    return program.build(cfg, mesh, num_steps=1500), read_encoder(cfg).params
 
 
 def test_student_and_teacher_start_from_the_file_and_nothing_else_does(imported):
@@ -86,7 +87,7 @@ def test_a_bad_file_is_told_before_any_device_work(tmp_path, monkeypatch):
     cfg.init.torch_weights = str(tmp_path / "none.pth")
     monkeypatch.setattr(sharding, "make_mesh", lambda: pytest.fail("device work"))
     with pytest.raises(ConfigError, match="there is no such file"):
-        train_loop.run(cfg, str(tmp_path / "run"), open_records(cfg.data))
+        run(cfg, str(tmp_path / "run"), open_records(cfg.data))
     assert not (tmp_path / "run").exists()
 
 

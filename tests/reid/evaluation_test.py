@@ -15,8 +15,8 @@ from personmae_jax.config import Config, SyntheticConfig
 from personmae_jax.data import images
 from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.pretrain import experiment as experiments
 from personmae_jax.pretrain import monitor
+from personmae_jax.pretrain import program as programs
 from personmae_jax.pytorch.export import describe_export, encoder_tensors
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.reid import datasets, evaluation, retrieval
@@ -161,17 +161,18 @@ def test_a_run_is_scored_as_it_scored_itself(tmp_path):
     cfg.eval.feature, cfg.eval.centre_cameras = "patches", True
     student, teacher = (trained_like(cfg.encoder, seed) for seed in range(2))
     make_run(tmp_path / "run", cfg, {0: (student, teacher)})
-    experiment = experiments.build(cfg, sharding.make_mesh(cfg.mesh), 1000)
+    program = programs.build(cfg, sharding.make_mesh(cfg.mesh), 1000)
     people = monitor.open_people(cfg)
     assert people is not None
-    itself = monitor.Monitor(experiment, people)
-    student, teacher = sharding.replicate((student, teacher), experiment.mesh)
+    itself = monitor.Scorer(cfg, program, people)
+    student, teacher = sharding.replicate((student, teacher), program.mesh)
     told = itself(
+        0,
         dataclasses.replace(
-            experiment.abstract_state,
+            program.abstract_state,
             params={"encoder": student},
             teacher_params=teacher,
-        )
+        ),
     )
     request = Request(
         workdir=str(tmp_path / "run"),
@@ -227,7 +228,7 @@ def refusal(request: Request) -> str:
         ({"weights": "pupil"}, ["'pupil' is unknown", "student, teacher"]),
         ({"height": 256, "width": 128}, ["--height goes with --torch-weights"]),
         ({"grid": (24, 8)}, ["--grid goes with --torch-weights"]),
-        ({"dataset": None}, ["--dataset=market1501|msmt17|id_folders|synthetic"]),
+        ({"dataset": None}, ["no data set: give --dataset=market1501|"]),
         ({"dataset": "market"}, ["--dataset=market is no", "market1501"]),
         ({"data": None}, ["--dataset=market1501 is read from --data=DIR"]),
         ({"data": "/no/data"}, ["'/no/data' does not exist", "query/"]),
@@ -290,5 +291,5 @@ def test_features_that_are_not_finite_are_told(people, tmp_path):
     encoder = trained_like(cfg.encoder)
     encoder["norm"]["scale"][:] = np.nan
     make_run(tmp_path, cfg, {0: (encoder, encoder)})
-    with pytest.raises(RunError, match="at step 0 gives features that are not finite"):
+    with pytest.raises(RunError, match="a feature is zero or not finite"):
         evaluation.evaluate(request_of(people, workdir=str(tmp_path)))

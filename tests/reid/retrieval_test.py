@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from personmae_jax.errors import RunError
 from personmae_jax.reid.datasets import JUNK
 from personmae_jax.reid.retrieval import (
     People,
@@ -93,7 +94,7 @@ def test_queries_without_a_match_are_counted_and_left_out_of_the_means():
     scores = score([np.zeros((3, 3), np.float32)], query, gallery)
     assert (scores.mAP, scores.rank1) == (1, 1)
     assert (scores.queries, scores.queries_without_match) == (3, 2)
-    with pytest.raises(ValueError, match="none of 1 queries"):
+    with pytest.raises(RunError, match="none of 1 queries"):
         score([np.zeros((1, 3), np.float32)], _people((8, 1)), gallery)
 
 
@@ -111,7 +112,7 @@ def test_at_equal_distance_the_first_in_the_gallery_is_first():
 def test_a_distance_that_is_not_finite_is_refused():
     gallery = _people((7, 1), (7, 2), (5, 2))
     for wrong in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(RunError, match="not finite"):
             match_ranks(np.float32([0, 1, wrong]), 7, 1, gallery)
 
 
@@ -148,7 +149,7 @@ def test_features_without_a_direction_are_refused(wrong):
     features = np.ones((3, 4), np.float32)
     broken = features.copy()
     broken[1] = wrong
-    with pytest.raises(ValueError, match="zero or not finite"):
+    with pytest.raises(RunError, match="zero or not finite"):
         list(cosine_distances(features, broken))
 
 

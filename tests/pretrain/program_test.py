@@ -1,4 +1,4 @@
-"""The assembled run on one device and on eight."""
+"""The assembled program on one device and on eight."""
 
 import dataclasses
 import re
@@ -12,8 +12,9 @@ from tiny import tiny_batch, tiny_config
 
 from personmae_jax import sharding
 from personmae_jax.config import Config
+from personmae_jax.engine.program import Program
 from personmae_jax.errors import ConfigError
-from personmae_jax.pretrain import experiment
+from personmae_jax.pretrain import program
 from personmae_jax.pretrain.train_step import make_loss_fn, make_train_step
 
 METRICS = {
@@ -31,10 +32,10 @@ def config(**train) -> Config:
     return cfg
 
 
-def build(num_devices=8, cfg=None) -> experiment.Experiment:
+def build(num_devices=8, cfg=None) -> Program:
     cfg = cfg or config()
     mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:num_devices])
-    return experiment.build(cfg, mesh, NUM_STEPS)
+    return program.build(cfg, mesh, NUM_STEPS)
 
 
 def batch_of(run, seed=0):
@@ -56,7 +57,7 @@ def eight():
         return counted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "make_train_step", counting)
+        patch.setattr(program, "make_train_step", counting)
         return build()
 
 
@@ -267,7 +268,7 @@ def test_reconstructions_are_pictures_of_region_b(eight, target):
     cfg.loss.pixel_target = target
     run = build(cfg=cfg)
     batch = jax.device_put(tiny_batch(cfg), sharding.replicated(run.mesh))
-    pictures = run.reconstruct(eight.init_state().params, batch)
+    pictures = program.make_reconstruct(cfg, run)(eight.init_state().params, batch)
     assert pictures.shape == batch["region_b"].shape
     assert pictures.dtype == jnp.uint8
     # The head starts at almost 0: every patch of its mean colour, or all of ImageNet's.
@@ -291,16 +292,16 @@ def test_a_teacher_that_keeps_its_start_is_refused():
 
 def test_steps_are_epochs_of_the_records_unless_given():
     cfg = Config()
-    assert experiment.count_steps(cfg, 4_180_243) == 306_170
+    assert program.count_steps(cfg, 4_180_243) == 306_170
     cfg.train.steps = 7
-    assert experiment.count_steps(cfg, 4_180_243) == 7
+    assert program.count_steps(cfg, 4_180_243) == 7
 
 
 def test_less_than_one_batch_is_refused():
     cfg = Config()
     cfg.train.epochs = 1
     with pytest.raises(ConfigError, match="less than one batch of 4096"):
-        experiment.count_steps(cfg, 4095)
+        program.count_steps(cfg, 4095)
 
 
 def test_products_are_float32_on_the_cpu_unless_asked_otherwise(eight):

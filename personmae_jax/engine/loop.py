@@ -1,0 +1,232 @@
+"""The one host loop of every training: data, step, rows, scores, checkpoints."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import jax
+from etils import epath
+
+from personmae_jax import sharding
+from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.engine.curves import write_curves
+from personmae_jax.engine.profiling import Trace
+from personmae_jax.engine.rows import Rows
+from personmae_jax.engine.storage import open_path
+from personmae_jax.engine.training import Streams, Training
+from personmae_jax.engine.workdir import Workdir
+from personmae_jax.errors import RunError, first_line
+
+_XLA_STATUS = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED")
+
+FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
+
+
+def run(training: Training, workdir: str) -> int:
+    """Trains to the last step or until interrupted; resumes what `workdir` holds.
+
+    Args:
+      training: What to do.
+      workdir: A local folder or gs://...
+
+    Returns:
+      The exit code, FINISHED or INTERRUPTED.
+
+    Raises:
+      ConfigError: The settings or the data do not fit the workdir.
+      RunError: The run had to stop: a non-finite loss, too many bad images, a full
+        disk. Checkpoints saved before are good.
+    """
+    program, is_main = training.program, jax.process_index() == 0
+    cfg, num_steps = program.cfg, program.num_steps
+    path = open_path(workdir)
+    keep_compiled(path)
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if is_main:
+            run_facts = {"num_steps": num_steps, **training.data}
+            lock = stack.enter_context(Workdir(workdir, cfg, **run_facts))
+        checkpoints = stack.enter_context(
+            Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
+        )
+        start = checkpoints.latest_step()
+        if start is not None and start >= num_steps:
+            checkpoints.prune()
+            if is_main:
+                print(
+                    f"{path} holds a finished run of {start} steps: nothing to do. "
+                    "For a new run name another --workdir."
+                )
+            return FINISHED
+        # The step is compiled and the first batches are made beside the initial state;
+        # it is traced before that, since two threads of Python would share one core.
+        lowered: Any = program.train_step
+        lowered = lowered.lower(program.abstract_state, program.abstract_batch)
+        compiled = stack.enter_context(futures.ThreadPoolExecutor(1)).submit(
+            lowered.compile
+        )
+        streams = stack.enter_context(Streams(training, start or 0))
+        if start is None:
+            start, state = 0, _initial_state(training)
+            if training.keep_initial:
+                checkpoints.save(0, state)
+        else:
+            state = checkpoints.restore(program.abstract_state, start)
+        if training.scorer is not None:
+            training.scorer.restore(path, start)
+            checkpoints.pin(training.scorer.best_step or 0)
+        if is_main:
+            print(_describe(training, start), flush=True)
+        rows = stack.enter_context(
+            Rows(
+                *(program, path if is_main else None, start),
+                count_images=training.count_images,
+                warn=training.warn,
+            )
+        )
+        trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
+        with device_errors(training.memory_hint):
+            ready = dataclasses.replace(program, train_step=compiled.result())
+            last = train(
+                *(dataclasses.replace(training, program=ready), state, start),
+                *(streams, rows, checkpoints, lock, trace),
+            )
+    if is_main:
+        _say_end(training, path, last)
+    return FINISHED if last == num_steps else INTERRUPTED
+
+
+def train(
+    training: Training,
+    state: Any,
+    start: int,
+    streams: Streams,
+    rows: Rows,
+    checkpoints: Checkpoints,
+    lock: Workdir | None,
+    trace: Trace,
+) -> int:
+    """The steps after `start`, two of them in flight.
+
+    While the devices compute one step, the next one's batch is on its way to them:
+    nothing here waits for a step before the one after it has been dispatched, but for
+    a picture, retrieval scores, a checkpoint, a new round and the end.
+
+    Returns:
+      The last step, which is saved: `num_steps` unless interrupted.
+    """
+    program, scorer, step = training.program, training.scorer, start
+    cfg, num_steps = program.cfg, program.num_steps
+    # What moves to or from a device by accident would stall every step.
+    with jax.transfer_guard("disallow"):
+        if scorer is not None and start == 0 and scorer.is_due(0):
+            rows.add_scores(0, functools.partial(scorer, 0, state))
+        for step in range(start + 1, num_steps + 1):
+            state = streams.before(step, state, rows)
+            trace.before(step)
+            asked_at = time.monotonic()
+            batch = next(streams)
+            data_seconds = time.monotonic() - asked_at
+            on_devices = sharding.to_devices(
+                {name: batch[name] for name in program.abstract_batch}, program.mesh
+            )
+            state, metrics = program.train_step(state, on_devices)
+            trace.after(step, metrics)
+            rows.note(step, metrics, batch, data_seconds)
+            # Asked once a step on every host, or they would not agree on the step.
+            is_last = step == num_steps or checkpoints.reached_preemption(step)
+            is_drawn = step == num_steps or step % cfg.log.pictures_every_steps == 0
+            if training.draw is not None and is_drawn:
+                rows.write_picture(step, training.draw(step, state))
+            is_saved = is_last or step % cfg.checkpoint.every_steps == 0
+            if scorer is not None and scorer.is_due(step):
+                rows.add_scores(step, functools.partial(scorer, step, state))
+                if scorer.best_step is not None:
+                    checkpoints.pin(scorer.best_step)
+                    is_saved = True  # it may be the best
+            if is_saved:
+                # Only what was seen finite is saved, so the last checkpoint is good.
+                rows.write(state.params if step == num_steps else None)
+                rows.flush()
+                if lock is not None:
+                    lock.check_held()
+                checkpoints.save(step, state)
+            if is_last:
+                break
+    return step
+
+
+def _initial_state(training: Training) -> Any:
+    """The state before the first step; says what the encoder starts from."""
+    encoder, notes = training.start()
+    if notes and jax.process_index() == 0:
+        print(*notes, sep="\n", flush=True)
+    program = training.program
+    if encoder is None:
+        return program.init_state()
+    return program.init_state(sharding.replicate(encoder, program.mesh))
+
+
+def _describe(training: Training, start: int) -> str:
+    program = training.program
+    encoder, data = program.cfg.encoder, program.cfg.data
+    devices = program.mesh.devices
+    first = f"from step {start} " if start else ""
+    return (
+        f"ViT {encoder.width}/{encoder.depth}/{encoder.num_heads} on {data.height} x "
+        f"{data.width} pixels, {training.about}; {first}to step "
+        f"{program.num_steps:,}, {program.batch_size:,} images a step, on "
+        f"{devices.size} {devices.flat[0].device_kind}; compiling ..."
+    )
+
+
+def _say_end(training: Training, path: epath.Path, last: int) -> None:
+    num_steps = training.program.num_steps
+    if last == num_steps:
+        write_curves(path)
+        print(training.summary(path))
+    else:
+        print(f"Interrupted: saved step {last} of {num_steps}; start again to go on.")
+
+
+@contextlib.contextmanager
+def device_errors(hint: str) -> Iterator[None]:
+    """Turns what devices and other processes do to a run into one line.
+
+    Args:
+      hint: What else saves memory there.
+
+    Raises:
+      RunError: The memory of a device does not suffice, or another process has died.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
+        if "RESOURCE_EXHAUSTED" in str(e):
+            raise RunError(
+                f"out of memory on the device ({first_line(e)}); use a smaller batch, "
+                f"{hint}, --config.train.remat=block, or more devices"
+            ) from e
+        if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
+            raise
+        raise RunError(
+            f"another process of this run has died or cannot be reached "
+            f"({first_line(e)}); its log tells why; start all of them again to go "
+            "on from the last checkpoint"
+        ) from e
+
+
+def keep_compiled(workdir: epath.Path) -> None:
+    """Lets the next start find what this one compiles, wherever it runs.
+
+    JAX_COMPILATION_CACHE_DIR, if set, says where instead.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,0 +1,98 @@
+"""What a training computes, laid out on a mesh; it knows neither files nor data."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from personmae_jax import sharding
+from personmae_jax.sharding import with_sharding
+
+# Config, or that of another training.
+Settings = TypeVar("Settings")
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program(Generic[Settings]):
+    """The pure functions of a training, and the shapes that they take.
+
+    Attributes:
+      cfg: The settings.
+      mesh: Over all devices of all hosts.
+      num_steps: Length of the run.
+      batch_size: Images a step, over all devices and hosts.
+      abstract_state: Shapes, dtypes and shardings of the state.
+      abstract_batch: The same of the global batch; what else a batch of the data
+        pipeline carries stays on the host.
+      init_state: Makes the initial state where its sharding says it belongs; takes
+        an encoder's parameters, on the devices, to start from instead of random ones.
+      train_step: (state, batch) -> (state, metrics), compiled once; takes the
+        state's memory over.
+    """
+
+    cfg: Settings
+    mesh: Mesh
+    num_steps: int
+    batch_size: int
+    abstract_state: Any
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    init_state: Callable[..., Any]
+    train_step: Callable[[Any, Batch], tuple[Any, Metrics]]
+
+
+def assemble(
+    cfg: Settings,
+    mesh: Mesh,
+    *,
+    num_steps: int,
+    batch_size: int,
+    init: Callable[..., Any],
+    step: Callable[[Any, Batch], tuple[Any, Metrics]],
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> Program[Settings]:
+    """Lays pure functions out on a mesh; compiles and allocates nothing.
+
+    Args:
+      cfg: Checked for the devices of the mesh.
+      mesh: Over all devices of all hosts.
+      num_steps: Length of the run.
+      batch_size: Images a step, over all devices and hosts.
+      init: (encoder's parameters or nothing) -> state.
+      step: (state, batch) -> (state, metrics).
+      batch: Shapes and dtypes of the global batch.
+    """
+
+    def init_state(encoder: PyTree | None = None) -> Any:
+        return init(encoder)
+
+    def step_on_mesh(state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        with sharding.mesh_context(mesh):
+            return step(state, batch)
+
+    abstract_state = jax.eval_shape(init_state)
+    state_sharding = sharding.state_sharding(mesh, abstract_state)
+    batch_sharding = sharding.batch_sharding(mesh)
+    return Program(
+        cfg=cfg,
+        mesh=mesh,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        abstract_state=jax.tree.map(with_sharding, abstract_state, state_sharding),
+        abstract_batch={
+            name: with_sharding(leaf, batch_sharding) for name, leaf in batch.items()
+        },
+        init_state=jax.jit(init_state, out_shardings=state_sharding),
+        train_step=jax.jit(
+            step_on_mesh,
+            in_shardings=(state_sharding, batch_sharding),
+            out_shardings=(state_sharding, sharding.replicated(mesh)),
+            # Old and new state share memory: at ViT-L both would not fit.
+            donate_argnums=0,
+        ),
+    )

@@ -1,0 +1,138 @@
+"""What a training hands to the loop: its program, its data, what to score and show."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from personmae_jax.data.batches import Batch, HostBatches
+from personmae_jax.engine.program import Program
+from personmae_jax.engine.rows import Rows
+
+# An encoder's parameters as numpy arrays, None if they are to be random, and
+# sentences on them.
+Start = tuple[dict[str, Any] | None, tuple[str, ...]]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores a state by a task; every host calls it alike and gets the same."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose checkpoint is kept for its score; None: none ever is."""
+        ...
+
+    def restore(self, workdir: epath.Path, step: int) -> None:
+        """Takes up what a run that is resumed at `step` was scored before."""
+        ...
+
+    def is_due(self, step: int) -> bool:
+        """Whether to score after `step`; 0 is before the first."""
+        ...
+
+    def __call__(self, step: int, state: Any) -> Mapping[str, float]:
+        """Returns the scores by name, for the row of `step`."""
+        ...
+
+
+@runtime_checkable
+class Rounds(Protocol):
+    """Data that a training makes anew while it runs, such as pseudo labels.
+
+    What a round learns is kept in the state, so that a run resumed in mid-round goes
+    on with it.
+    """
+
+    def begins(self, step: int) -> bool:
+        """Whether the data changes before `step`, which is 1 or more."""
+        ...
+
+    def open(self, step: int, state: Any) -> tuple[Any, HostBatches, dict[str, float]]:
+        """Called before `step` if a round begins there, or if the run resumes there.
+
+        Returns:
+          The state with what this round learns, unchanged in mid-round; the batches;
+          and numbers for a row, empty in mid-round.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training hands to the loop.
+
+    Attributes:
+      program: What it computes.
+      data: What only the data tell of a run, as `Workdir` takes it.
+      about: Of the data, in a few words, for the first line of the log.
+      start: Reads what the encoder starts from; called for a new run only.
+      batches: Of this host: `HostBatches` over the whole run, or `Rounds` of them.
+      summary: Text for a person after a finished run.
+      scorer: Scores states while it runs; None: nothing is scored.
+      draw: (step, state) -> picture, every `config.log.pictures_every_steps` and at
+        the end; None: no pictures.
+      count_images: Counts of this host's batch for its row; see `Rows`.
+      warn: Is shown each row that is written.
+      keep_initial: Whether step 0, the untrained network, is a checkpoint, too.
+      memory_hint: What else saves memory on the devices.
+    """
+
+    program: Program
+    data: Mapping[str, int]
+    about: str
+    start: Callable[[], Start]
+    batches: HostBatches | Rounds
+    summary: Callable[[epath.Path], str]
+    scorer: Scorer | None = None
+    draw: Callable[[int, Any], UInt8[np.ndarray, "h w 3"]] | None = None
+    count_images: Callable[[Batch], Mapping[str, int]] = lambda _: {}
+    warn: Callable[[int, Mapping[str, Any]], None] = lambda *_: None
+    keep_initial: bool = False
+    memory_hint: str
+
+
+class Streams(Iterator[Batch]):
+    """The batches of a run, whether one stream of them or one in each round."""
+
+    def __init__(self, training: Training, start: int):
+        """Begins at once to make the batch after `start`, if no round has to."""
+        self._num_steps = training.program.num_steps
+        self._first = start + 1
+        self._rounds: Rounds | None = None
+        self._closing = contextlib.ExitStack()
+        if isinstance(training.batches, HostBatches):
+            self._open(training.batches, start)
+        else:
+            self._rounds = training.batches
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def __next__(self) -> Batch:
+        return next(self._stream)
+
+    def before(self, step: int, state: Any, rows: Rows) -> Any:
+        """Begins a round if one is due before `step`; returns the state."""
+        if self._rounds is None or not (
+            step == self._first or self._rounds.begins(step)
+        ):
+            return state
+        self._closing.close()
+        with rows.paused():  # what was seen finite makes the labels
+            state, batches, numbers = self._rounds.open(step, state)
+        rows.add_to_next(numbers)
+        self._open(batches, step - 1)
+        return state
+
+    def _open(self, batches: HostBatches, start: int) -> None:
+        self._stream = self._closing.enter_context(
+            contextlib.closing(batches.iterate(start, self._num_steps))
+        )

@@ -1,0 +1,61 @@
+"""Fine-tuning as the loop runs it: its data, its scores, what it leaves."""
+
+import functools
+
+import jax
+
+from personmae_jax import sharding
+from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
+from personmae_jax.engine import loop
+from personmae_jax.engine.checkpoint import has_checkpoint
+from personmae_jax.engine.training import Training
+from personmae_jax.finetune.init import read_encoder
+from personmae_jax.finetune.monitor import Scorer
+from personmae_jax.finetune.program import build
+from personmae_jax.finetune.sampling import FinetuneBatches, num_cameras, num_identities
+from personmae_jax.reid.datasets import ReidDataset
+
+
+def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
+    """Fine-tunes to the last step or until interrupted; resumes what `workdir` holds.
+
+    Args:
+      cfg: The settings, settled and checked.
+      workdir: A local folder or gs://...
+      dataset: The images to train on, the queries and the gallery, checked.
+
+    Returns:
+      The exit code of `loop.run`.
+
+    Raises:
+      ConfigError: The settings do not fit the devices, the workdir or what the encoder
+        starts from.
+      RunError: The run had to stop. Checkpoints saved before are good.
+    """
+    check_finetuning(cfg, jax.device_count())
+    start = functools.cache(lambda: read_encoder(cfg))
+    if not has_checkpoint(workdir):
+        # Before the workdir is this run's: a file that does not fit can be replaced.
+        start()
+    num_images, people = len(dataset.train), num_identities(dataset)
+    program = build(
+        *(cfg, sharding.make_mesh(cfg.mesh)),
+        num_images=num_images,
+        num_identities=people,
+        num_cameras=num_cameras(dataset),
+    )
+    scorer = Scorer(cfg, program, dataset)
+    training = Training(
+        program=program,
+        data={"num_records": num_images, "num_identities": people},
+        about=f"{num_images:,} images of {people:,} people, {len(dataset.query):,} "
+        f"queries in {len(dataset.gallery):,}",
+        start=start,
+        batches=FinetuneBatches(
+            dataset, cfg, host=jax.process_index(), num_hosts=jax.process_count()
+        ),
+        summary=scorer.summarise,
+        scorer=scorer,
+        memory_hint="a smaller --config.eval.batch_size",
+    )
+    return loop.run(training, workdir)
