@@ -9,7 +9,6 @@ import functools
 import os
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from personmae_jax.config import Config
 from personmae_jax.config_check import field_paths, nearest_field
+from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, RunError
 
 Settings = TypeVar("Settings")
@@ -130,9 +130,8 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
       main: Does the work; returns the exit code, None for 0.
       more_of: The repeated flag whose further values may follow without its name.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Until the launcher has something to save, and handles them itself.
-        signal.signal(number, _leave_interrupted)
+    # Until the launcher has something to save.
+    signals.leave_at_once("interrupted before any work was done; start again")
     parse = functools.partial(_parse, more_of=more_of)
     sys.exit(app.run(lambda _: _guarded(main), flags_parser=parse))
 
@@ -166,11 +165,6 @@ def _refuse_unknown_fields(argv: list[str]) -> None:
                 f"there is no setting --{name}; "
                 f"did you mean --config.{nearest_field(_kind(), path)}?"
             )
-
-
-def _leave_interrupted(*_: object) -> None:
-    print("interrupted before any work was done; start again", file=sys.stderr)
-    os._exit(75)
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

@@ -12,7 +12,6 @@ Exit codes: 0 scored, 1 failed, 2 wrong arguments, 75 interrupted.
 
 import dataclasses
 import json
-import signal
 from typing import Any
 
 import command_line
@@ -61,14 +60,13 @@ _JSON = flags.DEFINE_bool("json", False, "Print the scores as JSON, on the last 
 def main() -> None:
     import jax
 
-    from personmae_jax.engine import distributed
+    from personmae_jax.engine import distributed, signals
     from personmae_jax.reid import evaluation
     from personmae_jax.reid.evaluation_inputs import Request
 
     asked: dict[str, Any] = {f.name.replace("-", "_"): f.value for f in _REQUEST}
     if distributed.join(**_CLUSTER()):
-        # jax has taken it over to save a run in good order; here nothing is saved.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signals.take_back_sigterm()  # nothing is saved here
     scores = evaluation.evaluate(Request(**asked))
     if jax.process_index() == 0:
         print(evaluation.table(scores))

@@ -7,12 +7,10 @@ others; that is also in a model card beside the file. Exit codes: 0 written, 1 f
 or PyTorch disagrees with JAX, 2 wrong arguments, 75 interrupted; only 0 leaves a file.
 """
 
-import signal
-import sys
-
 import command_line
 from absl import flags
 
+from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run, a folder or gs://...")
@@ -44,8 +42,7 @@ _REFERENCE = flags.DEFINE_string(
 def main() -> int:
     if _WORKDIR.value is None or _OUT.value is None:
         raise ConfigError("name run and file: --workdir=runs/vitb --out=vitb.pth")
-    signal.signal(signal.SIGINT, _leave_interrupted)
-    signal.signal(signal.SIGTERM, _leave_interrupted)
+    signals.leave_in_order("interrupted; nothing was written")
 
     import jax
 
@@ -64,11 +61,6 @@ def main() -> int:
     )
     print(markdown)
     return 0
-
-
-def _leave_interrupted(*_: object) -> None:
-    print("interrupted; nothing was written", file=sys.stderr)
-    sys.exit(75)  # on its way out, temporary files are removed
 
 
 if __name__ == "__main__":

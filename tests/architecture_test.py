@@ -97,6 +97,12 @@ def test_there_is_one_host_loop():
     assert [module_of(path) for path in loops] == ["engine.loop"]
 
 
+def test_signal_handlers_are_installed_in_one_place():
+    places = [*FILES, *(ROOT / "launch").glob("*.py")]
+    found = [p.stem for p in places if "signal.signal(" in p.read_text("utf-8")]
+    assert sorted(found) == ["signals", "workers"]  # workers only ignore them
+
+
 def test_imports_inside_a_folder_have_no_cycle():
     graph = {
         module_of(path): {

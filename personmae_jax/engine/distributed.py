@@ -1,17 +1,11 @@
-"""Joins the processes of a run, and makes SIGTERM and Ctrl-C end it in good order."""
+"""Joins the processes of a run, which a SIGTERM to one of them then ends together."""
 
-import os
-import signal
 import socket
-import sys
-import threading
 
 import jax
-from absl import logging
 
+from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, first_line
-
-_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 
 # Ours for as long as this process lives: see `_reserve_port`.
 _reserved: list[socket.socket] = []
@@ -40,7 +34,7 @@ def initialize(
             # Else a process that was suspended for long would count as dead.
             heartbeat_timeout_seconds=10**6,
         )
-    _catch_interrupts()
+    signals.interrupt_as_sigterm()
 
 
 def join(
@@ -100,36 +94,3 @@ def _reserve_port() -> int:
     holder.bind(("127.0.0.1", 0))
     _reserved.append(holder)
     return holder.getsockname()[1]
-
-
-def _catch_interrupts() -> None:
-    """Turns the first SIGINT into a SIGTERM, and leaves at the second.
-
-    Python calls signal handlers in the main thread only, which may be inside XLA for
-    minutes. So a thread of its own reads the signals from the wake-up pipe.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda *_: None)  # without it none reaches the pipe
-    threading.Thread(
-        target=_wait_for_interrupts, args=(reader,), name="interrupts", daemon=True
-    ).start()
-
-
-def _wait_for_interrupts(reader: int) -> None:
-    num_interrupts = 0
-    while True:
-        if os.read(reader, 1) != bytes([signal.SIGINT]):
-            continue
-        num_interrupts += 1
-        if num_interrupts == 1:
-            logging.warning(
-                "Interrupted: saving a checkpoint; press Ctrl-C again to leave at once."
-            )
-            # jax's handler of SIGTERM tells the other hosts.
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
-            os._exit(_EXIT_CODE)

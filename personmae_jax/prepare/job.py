@@ -6,18 +6,16 @@ The order of things, each of which survives being killed: a plan and one task a 
 which tfds opens nothing.
 """
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from personmae_jax.engine import lock
+from personmae_jax.engine import lock, signals
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare.manifest import find_copies
 from personmae_jax.prepare.plan import (
@@ -72,7 +70,7 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
         return 0
     held = _lock(folder)
     try:
-        with _interruptible():
+        with signals.raised(Interrupted):
             plan = plan or _make_plan(folder, request)
             if request.drop_duplicates:
                 _find_copies(folder, plan, run_shards)
@@ -166,21 +164,3 @@ def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
     for shard in shards:
         part = is_copy[shard * plan.shard_size : (shard + 1) * plan.shard_size]
         write_copies(folder, shard, np.flatnonzero(part))
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raises `Interrupted` at the first SIGTERM or Ctrl-C; the second one kills."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def interrupt(*_: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        raise Interrupted
-
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

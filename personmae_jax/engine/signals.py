@@ -1,0 +1,103 @@
+"""What SIGTERM and Ctrl-C do to a command; handlers are installed here alone.
+
+A command that has done nothing yet leaves at once; one that writes a file leaves in
+good order; a job that keeps its finished parts raises; a training run saves first.
+Worker processes ignore both (`data/workers.py`). Imports no jax: the first handler
+stands before jax is imported.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from absl import logging
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED = 75  # the exit code: start again
+_KILLED = 130  # 128 + SIGINT, as shells have it
+
+
+def leave_at_once(text: str) -> None:
+    """From now on both print `text` and end the process with 75."""
+
+    def leave(*_: object) -> None:
+        print(text, file=sys.stderr)
+        os._exit(_INTERRUPTED)
+
+    _install(leave)
+
+
+def leave_in_order(text: str) -> None:
+    """The same, but temporary files are removed on the way out."""
+
+    def leave(*_: object) -> None:
+        print(text, file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+    _install(leave)
+
+
+@contextlib.contextmanager
+def raised(error: type[BaseException]) -> Iterator[None]:
+    """Inside, the first of either raises `error`; the second one kills."""
+
+    def interrupt(*_: object) -> None:
+        _install(signal.SIG_DFL)
+        raise error
+
+    before = [signal.getsignal(number) for number in _NUMBERS]
+    _install(interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in zip(_NUMBERS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def take_back_sigterm() -> None:
+    """Gives SIGTERM back to Python's handler, after jax.distributed has taken it.
+
+    jax takes it below Python, to save a run at a step that all hosts agree on.
+    """
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def interrupt_as_sigterm() -> None:
+    """Turns the first SIGINT into a SIGTERM, which jax handles; the second one kills.
+
+    Python calls signal handlers in the main thread only, which may be inside XLA for
+    minutes. So a thread of its own reads the signals from the wake-up pipe.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda *_: None)  # without it none reaches the pipe
+    threading.Thread(
+        target=_wait_for_interrupts, args=(reader,), name="interrupts", daemon=True
+    ).start()
+
+
+def _wait_for_interrupts(reader: int) -> None:
+    num_interrupts = 0
+    while True:
+        if os.read(reader, 1) != bytes([signal.SIGINT]):
+            continue
+        num_interrupts += 1
+        if num_interrupts == 1:
+            logging.warning(
+                "Interrupted: saving a checkpoint; press Ctrl-C again to leave at once."
+            )
+            # jax's handler of SIGTERM tells the other hosts.
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
+            os._exit(_KILLED)
+
+
+def _install(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in _NUMBERS:
+        signal.signal(number, handler)
