@@ -1,15 +1,17 @@
 """A run's encoder as a file for PyTorch, examined before it appears.
 
 The tensors are written to a temporary folder beside the target, read back, and run in
-the plain PyTorch ViT of `torch_vit.py`; only if every token agrees with what JAX
+the plain PyTorch ViT of `vit.py`; only if every token agrees with what JAX
 makes of the checkpoint does the file get its name.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import pathlib
-import tempfile
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from personmae_jax.config import Config, ModelConfig
 from personmae_jax.config_json import Settings, config_to_json
 from personmae_jax.engine import revision
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
+from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import weights as torch_weights
@@ -104,8 +107,8 @@ def _write(
 ) -> str:
     """Writes all files once the first is verified; returns the word on that."""
     chosen = LAYOUTS[layout]
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-        file = pathlib.Path(folder) / target.name
+    with _folder_beside(target) as folder:
+        file = folder / target.name
         chosen.write(file, tensors, meta)
         if _has_torch():
             check = verify(chosen, file, cfg, examples)
@@ -121,14 +124,22 @@ def _write(
     return check
 
 
+@contextlib.contextmanager
+def _folder_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Of one name: what an export that was killed left, the next one takes away."""
+    folder = target.with_name(f".{target.name}.export")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _write_reference(reference: pathlib.Path, examples: Examples) -> None:
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=".export-", dir=reference.parent
-        ) as folder:
-            file = pathlib.Path(folder) / reference.name
+        with appearing_whole(reference) as part, part.open("wb") as file:
             np.savez(file, **examples._asdict())
-            file.replace(reference)
     except OSError as e:
         raise RunError(f"{reference} could not be written ({first_line(e)})") from e
 

@@ -50,6 +50,7 @@ class Layout(NamedTuple):
       suffixes: Of the path; none for a folder.
       needs_torch: To be written.
       needs_head: Is written of a fine-tuned run only, with its `head_tensors`.
+      verified: What one may say after `read` gave what a plain ViT needs.
     """
 
     write: Callable[[pathlib.Path, Tensors, Meta], None]
@@ -57,6 +58,7 @@ class Layout(NamedTuple):
     suffixes: tuple[str, ...] = (".pth", ".pt")
     needs_torch: bool = True
     needs_head: bool = False
+    verified: str = "Verified"
 
 
 def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -258,6 +260,7 @@ LAYOUTS = {
             path, {"model": split_positions(tensors), "meta": meta}
         ),
         lambda path: join_positions(_load_torch(path, "model")),
+        verified="Verified without PASS's part tokens, with which its features differ",
     ),
     "transreid": Layout(
         lambda path, tensors, _: _save_torch(path, to_transreid(tensors)),

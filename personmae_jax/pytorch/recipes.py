@@ -84,11 +84,7 @@ With PRETRAIN_CHOICE 'self' nothing is loaded, and the log says that it was.
 
 
 def _pass(file: str, meta: Meta) -> str | None:
-    told = _transreid_ssl(file, meta, extra=7)  # three part tokens, four positions
-    return told and (
-        f"{told}\nThe verification is of the ViT without PASS's three part tokens: "
-        "they take part in attention there, so its features are others."
-    )
+    return _transreid_ssl(file, meta, extra=7)  # three part tokens, four positions
 
 
 def _cluster_contrast(

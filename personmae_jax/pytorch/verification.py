@@ -88,9 +88,9 @@ def verify(
             f"{TOLERANCE:.0e} is right); it was removed, please report this"
         )
     return (
-        f"Verified: read back and run in plain PyTorch, every token after the final "
-        f"norm is within {noise:.1e} (noise) and {real:.1e} (drawn pedestrians) of "
-        "JAX's, in float32."
+        f"{layout.verified}: read back and run in plain PyTorch, every token after the "
+        f"final norm is within {noise:.1e} (noise) and {real:.1e} (drawn pedestrians) "
+        "of JAX's, in float32."
     )
 
 

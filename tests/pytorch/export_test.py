@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -76,7 +77,8 @@ def test_every_layout_is_written_verified_with_a_card(workdir, tmp_path, layout)
     suffix = "".join(LAYOUTS[layout].suffixes[:1])
     file = tmp_path / f"vit{suffix}"
     told = export(workdir, file, layout=layout)
-    assert "Verified: read back and run in plain PyTorch" in told
+    assert LAYOUTS[layout].verified + ": read back and run in plain PyTorch" in told
+    assert ("Verified: " in told) == (layout != "pass")  # its part tokens take part
     if layout == "huggingface":
         assert left_in(tmp_path) == {"vit"}
         assert left_in(file) == {
@@ -186,7 +188,7 @@ def test_a_reference_that_cannot_be_written_leaves_nothing(
     workdir, tmp_path, monkeypatch
 ):
     def full(file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
@@ -206,6 +208,30 @@ def test_an_older_file_is_replaced(workdir, encoders, tmp_path):
     file.write_bytes(b"older")
     export(workdir, file)
     assert_holds(file, encoders[20][0], "mae")
+
+
+class Killed(BaseException):
+    """As a process that is killed, this leaves whatever is there."""
+
+
+def test_what_a_killed_export_leaves_is_gone_after_the_next(
+    workdir, tmp_path, monkeypatch
+):
+    file, reference = tmp_path / "vit.safetensors", tmp_path / "a.npz"
+    arguments = {"layout": "safetensors", "reference": reference}
+    with monkeypatch.context() as patch:
+
+        def kill(*_, **__):
+            raise Killed
+
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(export_module, "model_card", kill)
+        with pytest.raises(Killed):
+            export(workdir, file, **arguments)
+    assert left_in(tmp_path) - {"a.npz"} == {".vit.safetensors.export"}
+    (tmp_path / "a.npz.part").write_bytes(b"half")
+    export(workdir, file, **arguments)
+    assert left_in(tmp_path) == {"vit.safetensors", "vit.safetensors.md", "a.npz"}
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path, encoders):
