@@ -19,7 +19,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from personmae_jax.config import Config
-from personmae_jax.config_check import field_paths, nearest_field
+from personmae_jax.config_values import field_paths, nearest_field
 from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, RunError
 
@@ -139,7 +139,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
 def _parse(argv: list[str], more_of: str | None) -> list[str]:
     """Parses as absl does, but every mistake is one sentence and exit code 2."""
     try:
-        _refuse_unknown_fields(argv)
+        argv = _last_of_each_setting(argv)
         flags.FLAGS.set_gnu_getopt(more_of is not None)
         rest = flags.FLAGS(argv)[1:]
         if more_of is not None and flags.FLAGS[more_of].present:
@@ -155,16 +155,30 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
         _leave(2, f"--config: {type(e).__name__}: {e}")
 
 
-def _refuse_unknown_fields(argv: list[str]) -> None:
+def _last_of_each_setting(argv: list[str]) -> list[str]:
+    """The arguments without those that a later one overrides; refuses unknown settings.
+
+    ml_collections would join the values of tuples, and ignore an empty one.
+    """
     known = dict(field_paths(_kind()))
-    for argument in argv[1:]:
+    kept: dict[str | int, str] = {}
+    arguments = iter(enumerate(argv))
+    for place, argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         path = name.removeprefix("config.").removeprefix("noconfig.")
-        if argument.startswith("-") and path != name and path not in known:
+        is_setting = argument.startswith("-") and path != name
+        if is_setting and path not in known:
             raise ConfigError(
                 f"there is no setting --{name}; "
                 f"did you mean --config.{nearest_field(_kind(), path)}?"
             )
+        if is_setting and "=" not in argument and not isinstance(known[path], bool):
+            argument += "=" + next(arguments, (0, ""))[1]  # --NAME VALUE
+        if is_setting and argument.partition("=")[2].strip() == "()":
+            raise ConfigError(f"--{name}=() is empty; give numbers: (8,) or (8,9)")
+        kept.pop(path, None)
+        kept[path if is_setting else place] = argument
+    return list(kept.values())
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

@@ -1,10 +1,7 @@
 """Refuses settings that cannot train, each with one sentence, before any work."""
 
-import dataclasses
-import difflib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from personmae_jax.config import (
     Config,
@@ -13,6 +10,7 @@ from personmae_jax.config import (
     ModelConfig,
     predictor_size,
 )
+from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 
 PREPARE_DATA = "python launch/prepare_data.py --source PATH --out DIR"
@@ -47,19 +45,22 @@ CHOICES = {
     "eval.layout": ("market1501", "msmt17", "id_folders", "occluded_whole"),
     "eval.feature": ("cls", "mean", "cls+mean", "patches"),
 }
-# Closed intervals of numbers; None stands for no bound.
+# Closed intervals of numbers, also of those in a tuple; None stands for 2**31 - 1.
+# Sizes end far above what anybody trains: a slip there would take minutes to show.
 RANGES = {
-    "encoder.width": (4, None),
+    "encoder.width": (4, 2**16),
     "encoder.depth": (1, 1000),
-    "encoder.num_heads": (1, None),
-    "encoder.mlp_ratio": (1, None),
-    "encoder.patch_size": (1, None),
-    "pixel_predictor.width": (4, None),
+    "encoder.num_heads": (1, 2**12),
+    "encoder.mlp_ratio": (1, 64),
+    "encoder.patch_size": (1, 2**10),
+    "encoder.pos_embed_grid": (1, 2**10),
+    "init.grid": (1, 2**10),
+    "pixel_predictor.width": (4, 2**16),
     "pixel_predictor.depth": (1, 1000),
-    "pixel_predictor.num_heads": (1, None),
-    "feature_predictor.width": (4, None),
+    "pixel_predictor.num_heads": (1, 2**12),
+    "feature_predictor.width": (4, 2**16),
     "feature_predictor.depth": (1, 1000),
-    "feature_predictor.num_heads": (1, None),
+    "feature_predictor.num_heads": (1, 2**12),
     "regions.min_area": (0.01, 1),
     "regions.max_area": (0.01, 1),
     "regions.min_aspect": (0.1, 10),
@@ -94,13 +95,13 @@ RANGES = {
     "train.batch_size": (1, 2**20),
     "train.epochs": (1e-9, None),
     "train.steps": (1, 2**31 - 1),
-    "train.accumulate": (1, None),
+    "train.accumulate": (1, 2**20),
     "mesh.data": (-1, None),
     "mesh.fsdp": (1, None),
-    "data.height": (1, None),
-    "data.width": (1, None),
-    "data.num_threads": (1, None),
-    "data.num_workers": (0, None),
+    "data.height": (1, 2**14),
+    "data.width": (1, 2**14),
+    "data.num_threads": (1, 2**10),
+    "data.num_workers": (0, 2**10),
     "data.max_pixels": (1, None),
     "data.min_side": (1, None),
     "data.max_bad_fraction": (0, 1),
@@ -113,7 +114,7 @@ RANGES = {
     "checkpoint.keep": (1, None),
     "log.every_steps": (1, None),
     "log.pictures_every_steps": (1, None),
-    "log.num_pictures": (1, None),
+    "log.num_pictures": (1, 2**10),
     "eval.every_steps": (0, None),
     "eval.identities": (2, 10**6),
     "profile.start_step": (1, None),
@@ -121,51 +122,8 @@ RANGES = {
 }
 
 
-def range_problems(
-    cfg: object, choices: Mapping[str, Any], ranges: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yields a line for every setting that its table does not admit.
-
-    Args:
-      cfg: A tree of dataclasses.
-      choices: Path of a setting -> its values.
-      ranges: Path of a number -> the ends of its closed interval; None: no bound.
-    """
-    for path, value in field_paths(cfg):
-        if path in choices and value not in choices[path]:
-            close = difflib.get_close_matches(str(value), choices[path], 1, 0.0)[0]
-            yield (
-                f"config.{path}={value!r} is not one of {', '.join(choices[path])}; "
-                f"did you mean --config.{path}={close}?"
-            )
-        if path in ranges and isinstance(value, int | float):
-            low, high = ranges[path]
-            is_below = low is not None and not value >= low  # also catches nan
-            is_above = high is not None and not value <= high
-            if is_below or is_above or not math.isfinite(value):
-                bound = (
-                    f"a number of at least {low}"
-                    if high is None
-                    else f"in {low} .. {high}"
-                )
-                yield f"config.{path}={value} is out of range: it must be {bound}"
-
-
-def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields (dotted path, value) of every leaf setting, e.g. ("optim.beta1", 0.9)."""
-    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
-        value, path = getattr(cfg, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
-            yield from field_paths(value, path + ".")
-        else:
-            yield path, value
-
-
-def nearest_field(cfg: object, path: str) -> str:
-    """Returns the existing setting whose dotted path looks most like `path`."""
-    paths = [name for name, _ in field_paths(cfg)]
-    same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
-    return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]
+_MAX_PATCHES = 2**15  # their attention weights alone take 4 GiB a head
+_MAX_WEIGHTS = 1e11  # ViT-22B has 2.2e10
 
 
 def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
@@ -178,9 +136,19 @@ def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
                 f"config.encoder.patch_size={patch}; "
                 f"use e.g. {max(patch, size - size % patch)}"
             )
+    num_patches = (cfg.data.height // patch) * (cfg.data.width // patch)
+    if num_patches > _MAX_PATCHES:
+        yield (
+            f"config.data.height={cfg.data.height} and width={cfg.data.width} make "
+            f"{num_patches} patches of {patch} pixels; attention takes {_MAX_PATCHES}"
+        )
+    weights = 12 * cfg.encoder.depth * cfg.encoder.width**2
+    if weights > _MAX_WEIGHTS:
+        yield (
+            f"config.encoder.width={cfg.encoder.width} and depth={cfg.encoder.depth} "
+            f"make {weights:.0e} weights; {_MAX_WEIGHTS:.0e} are allowed"
+        )
     yield from _width_problems("encoder", cfg.encoder.width, cfg.encoder.num_heads)
-    if cfg.init.grid is not None and min(cfg.init.grid) < 1:
-        yield f"config.init.grid={cfg.init.grid} must be rows and columns of patches"
     if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
         yield (
             "config.init.fold_normalisation changes the weights of a file; "

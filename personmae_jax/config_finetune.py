@@ -28,8 +28,8 @@ from personmae_jax.config_check import (
     encoder_problems,
     image_problems,
     mesh_problems,
-    range_problems,
 )
+from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from absl import logging
 
 from personmae_jax.config import Config
-from personmae_jax.config_check import field_paths
+from personmae_jax.config_check import CHOICES, RANGES
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.config_values import field_paths, range_problems
 from personmae_jax.errors import ConfigError
 
 Settings = Config | FinetuneConfig | UnsupervisedConfig
@@ -50,7 +51,7 @@ def config_from_json(text: str) -> Settings:
     field that is gone is ignored, with a warning if it made a difference.
 
     Raises:
-      ConfigError: No JSON object, or a field is unknown or of a wrong type.
+      ConfigError: No JSON object, or a field is unknown, of a wrong type or range.
     """
     value = parse_object(text)
     for setting in dropped_settings(text):
@@ -60,7 +61,10 @@ def config_from_json(text: str) -> Settings:
         default = UnsupervisedConfig()
     elif "sampling" in value:  # of the others, only fine-tuning has batches of P x K
         default = FinetuneConfig()
-    return _restore_fields(default, value, "config")
+    cfg = _restore_fields(default, value, "config")
+    if problems := [*range_problems(cfg, CHOICES, RANGES)]:
+        raise ConfigError("; ".join(problems))
+    return cfg
 
 
 def dropped_settings(text: str) -> list[str]:

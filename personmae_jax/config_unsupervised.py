@@ -26,7 +26,6 @@ from personmae_jax.config_check import (
     encoder_problems,
     image_problems,
     mesh_problems,
-    range_problems,
 )
 from personmae_jax.config_finetune import (
     AugmentConfig,
@@ -34,6 +33,7 @@ from personmae_jax.config_finetune import (
     FinetuneInitConfig,
     FinetuneOptimConfig,
 )
+from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "personmae_jax"
 
 # From the ground up: files of the package's root, then its folders.
 LAYERS = """
-errors foreign_files config_run config config_check config_finetune
-config_unsupervised config_json trees sharding pixels optim
+errors foreign_files config_values config_run config config_check config_finetune
+config_unsupervised config_json sharding pixels optim
 synthetic data models engine prepare pytorch reid
 pretrain finetune unsupervised preflight
 __init__
@@ -22,7 +22,7 @@ __init__
 # about people, to models/ or pixels.py if it is about tensors.
 TRAININGS = "pretrain finetune unsupervised".split()
 JAX_FREE_FILES = """
-errors foreign_files config_run config config_check config_finetune
+errors foreign_files config_values config_run config config_check config_finetune
 config_unsupervised config_json
 """.split()
 JAX_FREE_FOLDERS = "data synthetic prepare".split()

@@ -1,13 +1,17 @@
 """Every setting that cannot train is refused with one sentence that helps."""
 
 import math
+import re
+import typing
 
+import numpy as np
 import pytest
 from tiny import tiny_config
 
 from personmae_jax import config_check
 from personmae_jax.config import Config
-from personmae_jax.config_check import check, field_paths
+from personmae_jax.config_check import check
+from personmae_jax.config_values import field_paths
 from personmae_jax.errors import ConfigError
 
 
@@ -51,7 +55,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         *("eval.centre_cameras", "loss.feature_instance_norm"),
         # Tuples, which have rules of their own.
         *("pixel_predictor.memory_blocks", "feature_predictor.memory_blocks"),
-        *("data.mean", "data.std", "encoder.pos_embed_grid", "init.grid"),
+        *("data.mean", "data.std"),
     }
     ruled = config_check.RANGES.keys() | config_check.CHOICES.keys()
     assert not ruled & free
@@ -71,12 +75,57 @@ def test_defaults_lie_in_their_ranges_and_choices():
 @pytest.mark.parametrize("path", config_check.RANGES)
 def test_numbers_out_of_range_are_refused_by_name(path):
     low, high = config_check.RANGES[path]
-    values = [] if low is None else [low - 1, math.nan, -math.inf]
-    values += [math.inf] if high is None else [high + 1, math.inf]
+    kind = str(typing.get_type_hints(owner_of(path))[path.rpartition(".")[2]])
+    values: list = [low - 1, 2**31 if high is None else high + 1]
+    if "float" in kind:
+        values += [math.nan, math.inf, -math.inf, 1e300]
+    if "tuple" in kind:
+        values = [(1, value) for value in values]
     for value in values:
         text = problems(**{path.replace(".", "__"): value})
         assert text.count("\n") == 0, text
         assert f"config.{path}={value} is out of range: it must be" in text
+
+
+def owner_of(path: str) -> type:
+    """The dataclass whose field it is."""
+    section = Config()
+    for name in path.split(".")[:-1]:
+        section = getattr(section, name)
+    return type(section)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("train.batch_size", 8.0, "int, but is float 8.0"),
+        ("train.batch_size", True, "int, but is bool True"),
+        ("train.batch_size", np.int64(8), r"int, but is int64 np.int64\(8\)"),
+        ("train.batch_size", None, "int, but is NoneType None"),
+        ("train.batch_size", "8", "int, but is str '8'"),
+        ("train.steps", 7.5, r"int \| None, but is float 7.5"),
+        ("optim.base_lr", np.float32(1), "float, but is float32"),
+        ("optim.base_lr", False, "float, but is bool False"),
+        ("regions.same", 1, "bool, but is int 1"),
+        ("data.path", b"/x", r"str \| None, but is bytes"),
+        ("data.mean", [0.5, 0.5, 0.5], "tuple.*, but is list"),
+        ("data.mean", (0.5,), r"tuple.*, but is tuple \(0.5,\)"),
+        ("encoder.pos_embed_grid", (8.0, 4), "tuple.*, but is tuple"),
+        ("pixel_predictor.memory_blocks", ("-1",), "tuple.*, but is tuple"),
+        ("masks.kind", 3, "str, but is int 3"),
+        ("optim", None, "OptimConfig, but is NoneType None"),
+    ],
+)
+def test_every_value_is_of_the_type_of_its_field(path, value, wanted):
+    text = problems(**{path.replace(".", "__"): value})
+    assert re.fullmatch(rf"config.{path} must be of type {wanted}.*", text), text
+
+
+def test_whole_numbers_stand_for_floats_and_none_where_it_may():
+    cfg = synthetic()
+    cfg.optim.base_lr, cfg.train.epochs, cfg.optim.clip_norm = 1, 3, None
+    cfg.loss.pixel_weight = np.float64(0.5)  # a float, and JSON knows it
+    check(cfg)
 
 
 @pytest.mark.parametrize("path", config_check.CHOICES)
@@ -131,7 +180,10 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
             {"init__fold_normalisation": True},
             "fold_normalisation .* name one with --config.init.torch_weights=FILE",
         ),
-        ({"init__grid": (0, 8)}, r"init.grid=\(0, 8\) must be rows and columns"),
+        ({"init__grid": (0, 8)}, r"init.grid=\(0, 8\) is out of range"),
+        ({"encoder__pos_embed_grid": (0, 0)}, r"grid=\(0, 0\) is out of range"),
+        ({"data__height": 2**14, "data__width": 2**14}, "make 1048576 patches"),
+        ({"encoder__width": 65532, "encoder__depth": 999}, "make 5e[+]13 weights"),
         ({"regions__min_area": 0.9, "regions__max_area": 0.8}, "min_area=0.9 exceeds"),
         ({"regions__min_aspect": 2.0}, "regions.min_aspect=2.0 exceeds max_aspect"),
         ({"masks__min_aspect": 9.0}, "masks.min_aspect=9.0 exceeds max_aspect=3.3"),
@@ -140,7 +192,6 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         ({"data__source": "tfds"}, "no data: give --config.data.path=DIR"),
         ({"data__source": "folder"}, "no data: give --config.data.path=DIR"),
         ({"data__std": (0.2, 0.0, 0.2)}, r"data.std=.* must be three numbers above 0"),
-        ({"data__mean": (0.5,)}, "data.mean=.* must be three numbers"),
         ({"data__mean": (0.5, math.nan, 0.5)}, "data.mean=.* must be three numbers"),
     ],
 )

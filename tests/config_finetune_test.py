@@ -4,9 +4,9 @@ import pytest
 from finetuning import tiny_finetuning
 
 from personmae_jax import config_check, config_finetune
-from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_json import config_from_json, config_to_json
+from personmae_jax.config_values import field_paths
 from personmae_jax.errors import ConfigError
 
 

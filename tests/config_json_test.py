@@ -114,3 +114,20 @@ def test_every_field_is_in_the_json():
 
     text = config_to_json(Config())
     assert text.count('": ') - text.count('": {') == count(Config())
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("encoder", "width", 10**9),
+        ("encoder", "pos_embed_grid", [0, 0]),
+        ("data", "height", -16),
+        ("masks", "kind", "stripes"),
+        ("train", "steps", float("nan")),
+    ],
+)
+def test_a_file_s_values_have_the_bounds_of_flags(section, field, value):
+    tree = json.loads(config_to_json(Config()))
+    tree[section][field] = value
+    with pytest.raises(ConfigError, match=f"config.{section}.{field}"):
+        config_from_json(json.dumps(tree))

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_config
 
 from personmae_jax.config import Config, predictor_size
-from personmae_jax.config_check import field_paths, nearest_field
+from personmae_jax.config_values import field_paths, nearest_field
 
 
 def sections(cfg, name="config"):

@@ -7,10 +7,10 @@ from unlabelled import tiny_unsupervised
 
 from personmae_jax import config_check, config_unsupervised
 from personmae_jax.config import Config
-from personmae_jax.config_check import field_paths
 from personmae_jax.config_finetune import FinetuneConfig, FinetuneInitConfig
 from personmae_jax.config_json import config_from_json, config_to_json
 from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
+from personmae_jax.config_values import field_paths
 from personmae_jax.errors import ConfigError
 
 

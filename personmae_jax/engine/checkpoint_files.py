@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import PyTree
 
 from personmae_jax.engine.storage import read_whole
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import RunError, first_line
-from personmae_jax.trees import named_leaves
 
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that

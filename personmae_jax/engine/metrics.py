@@ -27,8 +27,8 @@ from personmae_jax.engine.storage import (
     read_whole,
     write_whole,
 )
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import Closing, RunError, first_line
-from personmae_jax.trees import named_leaves
 
 _COPY_EVERY = 30.0  # seconds between two copies to object storage, at least
 _COPY_SHARE = 0.05  # of the time at most goes into copying

@@ -21,6 +21,7 @@ from personmae_jax.config_json import Settings, config_to_json
 from personmae_jax.engine import revision
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
 from personmae_jax.engine.storage import appearing_whole
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import weights as torch_weights
@@ -35,7 +36,6 @@ from personmae_jax.pytorch.verification import (
     verify,
     verify_without_torch,
 )
-from personmae_jax.trees import named_leaves
 
 
 def export(

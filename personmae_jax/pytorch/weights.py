@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from personmae_jax.config import EncoderConfig
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.models import personmae
-from personmae_jax.trees import named_leaves
 
 Params = dict[str, Any]
 Tensors = dict[str, np.ndarray]

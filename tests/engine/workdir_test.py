@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 
 from personmae_jax.config import Config
-from personmae_jax.config_check import field_paths
 from personmae_jax.config_json import config_to_json
+from personmae_jax.config_values import field_paths
 from personmae_jax.engine import lock, storage, workdir
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.workdir import Workdir, read_settings

@@ -9,11 +9,11 @@ from finetuning import tiny_finetuning
 from personmae_jax import sharding
 from personmae_jax.config import MeshConfig
 from personmae_jax.config_finetune import FinetuneOptimConfig
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.finetune import model
 from personmae_jax.finetune.program import build
 from personmae_jax.finetune.step import layer_scales, make_optimizer
 from personmae_jax.models import personmae
-from personmae_jax.trees import named_leaves
 
 
 def make(cfg, num_devices: int = 1, fsdp: int = 1):

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 from personmae_jax.config_json import config_to_json
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.models import personmae
 from personmae_jax.optim import decay_mask
-from personmae_jax.trees import named_leaves
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent.parent / "configs"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from personmae_jax.config import Config
-from personmae_jax.config_check import field_paths
+from personmae_jax.config_values import field_paths
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

@@ -12,11 +12,11 @@ import pytest
 from tiny import tiny_config
 
 from personmae_jax.config import Config
+from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.preflight import chips, estimate
 from personmae_jax.preflight.model_flops import model_flops_per_image
 from personmae_jax.preflight.text import describe
-from personmae_jax.trees import named_leaves
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEYS = {

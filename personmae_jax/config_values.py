@@ -1,0 +1,87 @@
+"""Names, types and ranges of settings, whatever is trained with them."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from personmae_jax.errors import ConfigError
+
+_LARGEST = 2**31 - 1  # what jax's int32 holds
+
+
+def range_problems(
+    cfg: object, choices: Mapping[str, Any], ranges: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields a line for every setting that its table does not admit.
+
+    Args:
+      cfg: A tree of dataclasses.
+      choices: Path of a setting -> its values.
+      ranges: Path of a number -> the ends of its closed interval.
+
+    Raises:
+      ConfigError: A value is of another type than its field; nothing can be compared.
+    """
+    if wrong := [*_type_problems(cfg)]:
+        raise ConfigError("\n".join(wrong))
+    value: Any
+    for path, value in field_paths(cfg):
+        if path in choices and value not in choices[path]:
+            close = difflib.get_close_matches(str(value), choices[path], 1, 0.0)[0]
+            yield (
+                f"config.{path}={value!r} is not one of {', '.join(choices[path])}; "
+                f"did you mean --config.{path}={close}?"
+            )
+        if path in ranges and value is not None:
+            low, high = ranges[path]
+            high = _LARGEST if high is None else high
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(low <= x <= high for x in numbers):  # also catches nan
+                rule = f"it must be in {low} .. {high}"
+                yield f"config.{path}={value} is out of range: {rule}"
+
+
+def _type_problems(cfg: object, prefix: str = "config.") -> Iterator[str]:
+    """Yields a line for every value that is not of its field's type."""
+    for name, kind in typing.get_type_hints(type(cfg)).items():
+        value, path = getattr(cfg, name), prefix + name
+        is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        if is_section and isinstance(value, kind):
+            yield from _type_problems(value, path + ".")
+        elif not _is_of(kind, value):
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            shown = f"{type(value).__name__} {value!r}"[:100]
+            yield f"{path} must be of type {wanted}, but is {shown}"
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if typing.get_origin(kind) is tuple and isinstance(value, tuple):
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        pairs = zip(kinds, value, strict=False)
+        return len(kinds) == len(value) and all(_is_of(*pair) for pair in pairs)
+    if kind is float and isinstance(value, float):
+        return True  # numpy's float64 is one, and JSON knows it
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (dotted path, value) of every leaf setting, e.g. ("optim.beta1", 0.9)."""
+    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
+        value, path = getattr(cfg, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from field_paths(value, path + ".")
+        else:
+            yield path, value
+
+
+def nearest_field(cfg: object, path: str) -> str:
+    """Returns the existing setting whose dotted path looks most like `path`."""
+    paths = [name for name, _ in field_paths(cfg)]
+    same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
+    return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]
