@@ -2,7 +2,7 @@
 
 Command: python benchmarks/torch_finetune.py --weights=FILE [--data=DIR]
 FILE comes from launch/export_torch.py (layout mae). DIR holds train/ and val/ with a
-folder for each identity (ID/CAMERA_*.jpg); without it, drawn pedestrians that no
+folder for each identity (ID/CAMERA_*.jpg); without it, synthetic pedestrians that no
 pretraining run saw are learned and others retrieved. Needs torch.
 
 Both networks get the same images, batches, steps and learning rate; only the first
@@ -41,7 +41,7 @@ from personmae_jax.reid import datasets, retrieval
 _WEIGHTS = flags.DEFINE_string("weights", None, "The export to start from.")
 _DATA = flags.DEFINE_string("data", None, "Folder with train/ and val/.")
 _IDENTITIES = flags.DEFINE_integer(
-    "identities", 100, "Drawn people to train on, and as many to test on.", 2
+    "identities", 100, "Synthetic people to train on, and as many to test on.", 2
 )
 _STEPS = flags.DEFINE_integer("steps", 1200, "Updates of each fine-tuning.", 1)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Repetitions, with seeds 0, 1, ...", 1)
@@ -53,7 +53,7 @@ _SMOOTHING = 0.1
 _WARMUP = 0.1  # of all steps
 _WEIGHT_DECAY = 0.05
 _ARCHITECTURE = ("width", "depth", "num_heads", "mlp_ratio", "patch_size")
-_FIRST_IDENTITY = 1_000_000  # drawn people from here on are in no pretraining run
+_FIRST_IDENTITY = 1_000_000  # synthetic people from here on are in no pretraining run
 
 
 class Export(NamedTuple):

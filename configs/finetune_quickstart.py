@@ -1,9 +1,9 @@
-"""Fine-tuning in minutes on a laptop: the small ViT of the quickstart, drawn people.
+"""Fine-tuning in minutes on a laptop: the quickstart's small ViT, synthetic people.
 
 Command: python launch/finetune.py --config=configs/finetune_quickstart.py
   --config.init.workdir=runs/quickstart --workdir=runs/finetune_quickstart
-Data: drawn people whom the quickstart has not seen, 128 x 64 pixels; for a folder of
-  your own add --config.data.layout=id_folders --config.data.path=DIR.
+Data: synthetic people that the quickstart has not seen, 128 x 64 pixels; for a folder
+  of your own add --config.data.layout=id_folders --config.data.path=DIR.
 """
 
 from personmae_jax.config import EncoderConfig

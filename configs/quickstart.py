@@ -1,4 +1,4 @@
-"""PersonMAE in minutes on a laptop: a small ViT learns drawn pedestrians.
+"""PersonMAE in minutes on a laptop: a small ViT learns synthetic pedestrians.
 
 Command: make pretrain, or
   python launch/pretrain.py --config=configs/quickstart.py --workdir=runs/quickstart

@@ -137,7 +137,7 @@ class TrainConfig:
 
 @dataclass(slots=True, kw_only=True)
 class SyntheticConfig:
-    """Drawn pedestrians: identities x cameras x shots records."""
+    """Synthetic pedestrians: identities x cameras x shots records."""
 
     identities: int = 2000
     cameras: int = 6
@@ -199,9 +199,9 @@ class EvalConfig:
     """Retrieval of people that the run does not see, before, during and after it."""
 
     every_steps: int | None = None  # None or 0: never
-    path: str | None = None  # of a folder of known people; None: drawn ones
+    path: str | None = None  # of a folder of known people; None: synthetic ones
     layout: str = "market1501"  # of that folder; see reid/layouts.py
-    identities: int = 100  # drawn, 4 times in each of 2 cameras
+    identities: int = 100  # synthetic, 4 times in each of 2 cameras
     feature: str = "cls"  # or "mean", "cls+mean", "patches"; see reid/features.py
     # Take each camera's mean feature off first; ours. Published scores do not.
     centre_cameras: bool = False

@@ -86,7 +86,7 @@ class HeadConfig:
     drop_path: float = 0.1  # of the last block, growing from 0; TransReID, HAP
     use_cameras: bool = False  # SIE: an embedding for each camera; TransReID
     camera_scale: float = 3.0  # of that embedding; TransReID, SIE_COE
-    feature: str = "before"  # the batch norm, or "after": by which people are sought
+    feature: str = "before"  # the batch norm, or "after": what retrieval ranks by
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,7 @@ def tiny_finetuning() -> FinetuneConfig:
 
 
 def tiny_people() -> ReidDataset:
-    """8 drawn people to train on, and the same to be sought across 2 cameras."""
+    """8 synthetic people to train on, and the same to be sought across 2 cameras."""
     people = synthetic_dataset(SyntheticConfig(identities=8, cameras=2, shots=2))
     return dataclasses.replace(people, train=np.arange(32))
 

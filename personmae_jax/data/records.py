@@ -1,4 +1,4 @@
-"""Random-access sources of encoded images: a folder, a tfds data set, or drawn ones."""
+"""Random-access sources of encoded images: a folder, a tfds data set, synthetic."""
 
 import os
 from typing import Any, Protocol, runtime_checkable
@@ -53,7 +53,7 @@ def open_records(cfg: DataConfig) -> Records:
         raise ConfigError(
             f"config.data.path={cfg.path!r} {what}; set --config.data.path to "
             f"a local or mounted data set (made with `{PREPARE_DATA}`), or train on "
-            "drawn pedestrians with --config=configs/quickstart.py"
+            "synthetic pedestrians with --config=configs/quickstart.py"
         )
     if cfg.source == "folder":
         return FolderRecords(cfg.path)
@@ -61,7 +61,7 @@ def open_records(cfg: DataConfig) -> Records:
 
 
 class SyntheticRecords:
-    """Drawn pedestrians: every identity in every camera in several shots."""
+    """Synthetic pedestrians: every identity in every camera in several shots."""
 
     def __init__(self, cfg: SyntheticConfig):
         self._cfg = cfg

@@ -1,4 +1,4 @@
-"""Reads strangers' pickles; nothing that a pickle names is ever imported or called.
+"""Reads untrusted pickles; nothing that a pickle names is ever imported or called.
 
 The standard library's unpickler in Python, of which only harmless instructions are
 left. Unlike the one in C it allocates nothing but what it has read, and lets us look

@@ -107,7 +107,7 @@ def whole_steps(folder: epath.Path) -> list[int]:
         return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
     except Exception as e:  # each storage has its own errors
         raise RunError(
-            f"{folder} cannot be listed ({explain(e)}); mend the access to it"
+            f"{folder} cannot be listed ({explain(e)}); fix the access to it"
         ) from e
 
 
@@ -189,7 +189,7 @@ def damaged(folder: epath.Path, error: Exception) -> RunError:
     if not is_damage and not _DAMAGE.match(str(error)):
         return RunError(
             f"{folder} cannot be read ({explain(error)}); it may well be whole: "
-            "mend the access to it and start again, and remove nothing"
+            "fix the access to it and start again, and remove nothing"
         )
     older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
     hint = "start a new run"

@@ -54,12 +54,12 @@ def rankings(
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """BatchRng a row a query: it, then what was found, nearest first.
 
-    Who was sought has a green frame, anybody else a red one.
+    An image of the query's identity has a green frame, any other a red one.
 
     Args:
       queries: At least one, all of one size, as are all images.
       found: Of each query, not all of the same number.
-      is_match: Of each query, which of those are who was sought.
+      is_match: Of each query, which of those are of its identity.
     """
     height, width, _ = queries[0].shape
     longest = max(map(len, found))

@@ -88,7 +88,7 @@ def encode(
 
 
 def make_encode(cfg: FinetuneConfig, dtype: DTypeLike) -> Encode:
-    """Returns (params, images, cameras) -> features that people are sought by.
+    """Returns (params, images, cameras) -> the features that retrieval ranks by.
 
     Its `params` are a dict of the network's `params` and the batch norm's running
     `statistics`; the cameras are numbers of `sampling.camera_numbers`.

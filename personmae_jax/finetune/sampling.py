@@ -140,7 +140,7 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
     """Opens the data set that the settings name, to train on and to be scored by.
 
     Raises:
-      ConfigError: It is laid out otherwise, nobody can be sought in it, or no batch,
+      ConfigError: It is laid out otherwise, it has no query or gallery, or no batch,
         or no camera, can be learned from it.
     """
     data = cfg.data

@@ -34,7 +34,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
 
     Raises:
       ConfigError: The file cannot be read, holds no ViT, or not the one that `cfg`
-        describes; lists every tensor that is missing, left over or does not fit.
+        describes; lists all missing keys, unexpected keys and shape mismatches.
     """
     path = str(cfg.init.torch_weights)
     found, meta = _open(cfg.init)

@@ -1,4 +1,4 @@
-"""Opens PyTorch and safetensors files of strangers; runs nothing that is in them."""
+"""Opens untrusted PyTorch and safetensors files; runs nothing that is in them."""
 
 import os
 from pathlib import Path

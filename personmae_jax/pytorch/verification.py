@@ -26,7 +26,7 @@ class Examples(NamedTuple):
     """What a file is examined with.
 
     Attributes:
-      images: Normalised; noise first, then drawn pedestrians.
+      images: Normalised; noise first, then synthetic pedestrians.
       tokens: JAX's answers after the final norm, cls first, computed in float32.
     """
 
@@ -84,12 +84,12 @@ def verify(
     if not max(noise, real) <= TOLERANCE:  # NaN is not
         raise RunError(
             f"in PyTorch the file gives other tokens than the checkpoint in JAX (by "
-            f"{noise:.1e} on noise, {real:.1e} on drawn pedestrians; at most "
+            f"{noise:.1e} on noise, {real:.1e} on synthetic pedestrians; at most "
             f"{TOLERANCE:.0e} is right); it was removed, please report this"
         )
     return (
         f"{layout.verified}: read back and run in plain PyTorch, every token after the "
-        f"final norm is within {noise:.1e} (noise) and {real:.1e} (drawn pedestrians) "
+        f"final norm is within {noise:.1e} (noise) and {real:.1e} (synthetic pedestrians) "
         "of JAX's, in float32."
     )
 

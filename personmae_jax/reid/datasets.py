@@ -71,7 +71,7 @@ def open_dataset(
       root: The folder.
       query_camera: id_folders only: the camera whose images are the queries; the
         others' are the gallery. None: the lowest number.
-      is_scored: Whether people are sought in it; else there need be nobody to seek.
+      is_scored: Whether it needs queries and a gallery.
 
     Raises:
       ConfigError: The folder is laid out otherwise, or nothing can be retrieved.
@@ -111,14 +111,14 @@ def open_dataset(
 def synthetic_dataset(
     cfg: SyntheticConfig, num_train: int = 0, query_camera: int | None = None
 ) -> ReidDataset:
-    """Drawn pedestrians: the first `num_train` identities train, the others test.
+    """Synthetic pedestrians: the first `num_train` identities train, the others test.
 
     The first shot of every camera is a query; the gallery is every image of the test
     identities (the protocol takes away what the query's own camera saw). For people
     that a run has not seen, `cfg.first_identity` lies above the run's own.
 
     Args:
-      cfg: Who is drawn.
+      cfg: The synthetic people.
       num_train: Identities to train on.
       query_camera: If given, every image of this camera is a query and the gallery is
         the other cameras', so that nobody is nearer for the place alone.
@@ -128,7 +128,7 @@ def synthetic_dataset(
     """
     if not 0 <= num_train < cfg.identities:
         raise ConfigError(
-            f"{num_train} of {cfg.identities} drawn identities to train on leave none "
+            f"{num_train} of {cfg.identities} identities to train on leave none "
             f"to test on; take at most {cfg.identities - 1}"
         )
     shape = (cfg.identities, cfg.cameras, cfg.shots)
@@ -138,7 +138,7 @@ def synthetic_dataset(
     if query_camera is not None:
         is_query, is_gallery = camera == query_camera, camera != query_camera
     dataset = ReidDataset(
-        where=f"{cfg.identities} drawn identities",
+        where=f"{cfg.identities} synthetic identities",
         records=SyntheticRecords(cfg),
         identities=cfg.first_identity + identity,
         cameras=camera,
@@ -151,10 +151,10 @@ def synthetic_dataset(
 
 
 def held_out_dataset(own: SyntheticConfig, identities: int = 100) -> ReidDataset:
-    """Drawn people that a run does not know, in two of its cameras.
+    """Synthetic people that a run does not know, in two of its cameras.
 
     Args:
-      own: Whom the run knows; these are the identities after them.
+      own: The people of the run; these are the identities after them.
       identities: How many.
     """
     others = SyntheticConfig(
@@ -211,29 +211,29 @@ def _check_retrieval(dataset: ReidDataset) -> None:
     """Refuses a data set in which no query has a match."""
     where = dataset.where
     pairs = np.stack([dataset.identities, dataset.cameras], axis=1)
-    asked = np.unique(pairs[dataset.query], axis=0)
-    stored = np.unique(pairs[dataset.gallery], axis=0)
-    pairs = np.unique(np.concatenate([asked, stored]), axis=0)
-    if not len(asked):
+    query = np.unique(pairs[dataset.query], axis=0)
+    gallery = np.unique(pairs[dataset.gallery], axis=0)
+    pairs = np.unique(np.concatenate([query, gallery]), axis=0)
+    if not len(query):
         raise ConfigError(f"{where} has no query image")
     if len(np.unique(pairs[:, 1])) == 1:
         raise ConfigError(
-            f"{where}: every image is of camera {pairs[0, 1]}; people are sought "
+            f"{where}: every image is of camera {pairs[0, 1]}; retrieval is scored "
             "across cameras, so there must be 2 or more"
         )
-    if not len(stored):
+    if not len(gallery):
         raise ConfigError(f"{where} has no gallery image")
-    shared = np.intersect1d(asked[:, 0], stored[:, 0])
+    shared = np.intersect1d(query[:, 0], gallery[:, 0])
     shared = shared[shared != JUNK]
     if not len(shared):
         raise ConfigError(
             f"{where}: no identity of the query is in the gallery (numbers "
-            f"{asked[0, 0]} to {asked[-1, 0]} against {stored[0, 0]} to "
-            f"{stored[-1, 0]}); is either of another data set?"
+            f"{query[0, 0]} to {query[-1, 0]} against {gallery[0, 0]} to "
+            f"{gallery[-1, 0]}); is either of another data set?"
         )
     seen_twice = pairs[1:, 0][pairs[1:, 0] == pairs[:-1, 0]]
     if not np.isin(shared, seen_twice).any():
         raise ConfigError(
             f"{where}: each identity of the query was seen by one camera only; "
-            "people are sought across cameras"
+            "retrieval is scored across cameras"
         )

@@ -1,4 +1,4 @@
-"""Whom an encoder finds again: scores, a table, a picture, and features to keep."""
+"""Evaluates person retrieval by an encoder: scores, a table, a picture, features."""
 
 import dataclasses
 import io

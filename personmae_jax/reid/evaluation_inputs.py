@@ -1,4 +1,4 @@
-"""What an evaluation is asked for: the encoder, the people, the folder; no device."""
+"""Inputs of an evaluation: the encoder, the data set, the folder; no device."""
 
 import dataclasses
 import pathlib
@@ -131,7 +131,7 @@ def open_people(request: Request, own: SyntheticConfig) -> ReidDataset:
 
     Args:
       request: What is asked for.
-      own: The drawn people that the encoder may have seen: the "synthetic" ones are
+      own: The synthetic people that the encoder may have seen: the "synthetic" ones are
         others.
 
     Raises:

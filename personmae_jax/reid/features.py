@@ -165,7 +165,7 @@ class Extractor:
 
         Args:
           params: As `encode` takes them, on the devices.
-          people: Whom to seek.
+          people: The queries and the gallery.
           cameras: Of all records; for an `encode` that wants to know.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Drawn pedestrians: images with identity, camera and pose that need no download.
+"""Synthetic pedestrians: images with identity, camera and pose that need no download.
 
 An image is a pure function of (seed, identity, camera, shot). The identity owns
 body, hair, garments, their textures and the bag (`synthetic_person.py`); the camera

@@ -152,7 +152,7 @@ def test_drawn_people_are_those_that_the_run_has_not_seen(
     assert evaluation.evaluate(request).queries == 16
     with np.load(tmp_path / "features.npz") as stored:
         assert np.unique(stored["gallery_identities"]).tolist() == [37, 38, 39, 40]
-    assert "4 drawn identities" in capsys.readouterr().out
+    assert "4 synthetic identities" in capsys.readouterr().out
 
 
 def test_a_run_is_scored_as_it_scored_itself(tmp_path):

@@ -1,4 +1,4 @@
-"""The promises of the drawn pedestrians: repeatable, hard by colour, predictable."""
+"""Promises of the synthetic pedestrians: repeatable, hard by colour, predictable."""
 
 import hashlib
 import subprocess

@@ -15,7 +15,7 @@ from personmae_jax.unsupervised.data import open_target
 
 
 def market(root, rename=lambda identity: identity):
-    """9 drawn people in the layout of Market-1501; 6 of them to train on."""
+    """9 synthetic people in the layout of Market-1501; 6 of them to train on."""
     cfg = tiny_unsupervised()
     cfg.data.synthetic.identities = 9
     people = SyntheticRecords(cfg.data.synthetic)
