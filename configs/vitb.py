@@ -1,6 +1,6 @@
 """PersonMAE ViT-B on LUPerson: 300 epochs, batch 4096, 256 x 128 pixels.
 
-Source: arXiv 2311.04496 (the paper's encoders are S and B);
+Source: arXiv 2311.04496, whose encoder is ViT-B;
 `personmae_jax/config.py` says where each setting comes from.
 
 Command: python launch/pretrain.py --config=configs/vitb.py

@@ -1,6 +1,6 @@
 """PersonMAE ViT-L on LUPerson: 300 epochs, batch 4096, 256 x 128 pixels.
 
-Source: arXiv 2311.04496 (larger than the paper's encoders, S and B);
+Source: arXiv 2311.04496; the size is our choice, after MAE;
 `personmae_jax/config.py` says where each setting comes from.
 
 Command: python launch/pretrain.py --config=configs/vitl.py

@@ -3,20 +3,23 @@
 For JAX users who want the encoder and not the training:
 
     params, apply = personmae_jax.load_encoder("runs/quickstart")
-    tokens = apply(params, images)  # uint8 RGB in, cls and patch tokens out
+    images = personmae_jax.load_images(files, 128, 64)  # uint8 RGB
+    tokens = apply(params, images)  # cls and patch tokens
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float, UInt8
 
     Apply = Callable[
         [dict[str, Any], UInt8[Array, "b height width 3"]], Float[Array, "b t d"]
     ]
 
-__all__ = ["load_encoder"]
+__all__ = ["load_encoder", "load_images"]
 
 
 def load_encoder(
@@ -67,3 +70,38 @@ def load_encoder(
         return personmae.encode(cfg.encoder, cfg.grid, params, patches).tokens
 
     return params, apply
+
+
+def load_images(
+    files: "Sequence[str | PathLike[str]]", height: int, width: int
+) -> "UInt8[np.ndarray, 'n {height} {width} 3']":
+    """Reads image files as evaluation reads them: upright, in RGB, resized.
+
+    Args:
+      files: JPEG, PNG, BMP, GIF, WebP, TIFF or PPM.
+      height: In pixels, as the encoder takes it.
+      width: The same.
+
+    Raises:
+      RunError: A file cannot be read or is no image; names it.
+    """
+    import os
+
+    import numpy as np
+
+    from personmae_jax import foreign_files
+    from personmae_jax.config import ImageConfig
+    from personmae_jax.data import images, records
+    from personmae_jax.errors import RunError
+
+    limits, pixels = ImageConfig(), np.empty((len(files), height, width, 3), np.uint8)
+    for row, file in zip(pixels, files, strict=True):
+        try:
+            data = foreign_files.read_file(os.fspath(file), records.MAX_BYTES)
+            image, _ = images.decode(
+                data, max_pixels=limits.max_pixels, min_side=limits.min_side
+            )
+        except (images.BadImage, OSError) as error:
+            raise RunError(f"{os.fspath(file)} cannot be used: {error}") from error
+        images.crop_resize(image, images.Box(0, 0, *image.shape[:2]), row)
+    return pixels

@@ -76,6 +76,20 @@ def test_features_are_those_of_load_encoder(tmp_path, cfg, params):
         assert got.dtype == np.float32
 
 
+def test_images_are_loaded_as_evaluation_reads_them(tmp_path):
+    records = Pictures(3)
+    files = [tmp_path / str(i) for i in range(3)]
+    expected = np.empty((3, 16, 8, 3), np.uint8)
+    for file, data, row in zip(files, records.files, expected, strict=True):
+        file.write_bytes(data)
+        image, _ = images.decode(data, max_pixels=10**6, min_side=1)
+        images.crop_resize(image, Box(0, 0, 20, 10), row)
+    np.testing.assert_array_equal(personmae_jax.load_images(files, 16, 8), expected)
+    files[1].write_bytes(b"no image")
+    with pytest.raises(RunError, match=f"{files[1]} cannot be used: .*not an image"):
+        personmae_jax.load_images(files, 16, 8)
+
+
 def test_every_feature_is_in_its_place_whatever_the_batch(cfg, params):
     records, indices = Pictures(13), [4, 0, 12, 3, 9, 1, 11, 5, 7, 2, 6]
     whole = extract(cfg, params, records, range(13), batch_size=16)
