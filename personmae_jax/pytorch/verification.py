@@ -89,8 +89,8 @@ def verify(
         )
     return (
         f"{layout.verified}: read back and run in plain PyTorch, every token after the "
-        f"final norm is within {noise:.1e} (noise) and {real:.1e} (synthetic pedestrians) "
-        "of JAX's, in float32."
+        f"final norm is within {noise:.1e} (noise) and {real:.1e} (synthetic "
+        "pedestrians) of JAX's, in float32."
     )
 
 
