@@ -16,6 +16,7 @@ def patch_moments(
     Source: `norm_pix_loss` in facebookresearch/mae, models_mae.py: the unbiased
     variance plus 1e-6, square root.
     """
+    # Contrast of a patch must not decide how much it counts; 1e-6 tames flat ones.
     mean = jnp.mean(patches, axis=-1, keepdims=True)
     var = jnp.var(patches, axis=-1, keepdims=True, ddof=1)  # torch.var is unbiased
     return mean, jnp.sqrt(var + 1e-6)
@@ -126,6 +127,7 @@ def feature_loss(
 
     Source: BootMAE.
     """
+    # Both normalised: else the cheapest way to a small loss is a small teacher.
     return jnp.mean(jnp.square(layer_norm(predicted) - target))
 
 

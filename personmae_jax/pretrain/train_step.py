@@ -34,6 +34,7 @@ def predict_region_b(
       dtype: Of matrix products and activations.
     """
     patches = patchify(batch["region_a"], cfg.encoder.patch_size)
+    # Hidden patches are dropped before anything is computed of them: half the work.
     visible = jnp.take_along_axis(patches, batch["visible"][:, :, None], axis=1)
     encoded = personmae.encode(
         cfg.encoder,
@@ -106,6 +107,8 @@ def _teacher_blocks(
         remat=cfg.train.remat,
     )
     upper = encoded.blocks[-cfg.loss.feature_blocks :]
+    # The teacher learns by averaging alone; a gradient would let it meet the student
+    # half way, at a constant.
     return jax.lax.stop_gradient([tokens[:, 1:] for tokens in upper])
 
 
@@ -132,6 +135,7 @@ def make_train_step(
     loss_fn = make_loss_fn(cfg, dtype, gather)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # A traced scalar, not a constant: the ramp would compile every step anew.
         weight = feature_weight(state.step)
 
         def micro_step(micro_batch: Batch):
@@ -144,6 +148,7 @@ def make_train_step(
         grads, metrics = average_micro_batches(micro_step, batch, cfg.train.accumulate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        # After the update, as BYOL and MoCo do: the teacher averages what the student is.
         decay = ema_decay(state.step)
         teacher_params: Any = optax.incremental_update(
             params["encoder"], state.teacher_params, 1.0 - decay
@@ -152,6 +157,7 @@ def make_train_step(
             "lr": learning_rate(state.step),
             "ema_decay": decay,
             "feature_weight": weight,
+            # Before clipping, which would hide a gradient that grows.
             "grad_norm": optax.tree.norm(grads),
             # Of the new parameters: finite where they may be saved.
             "param_norm": optax.tree.norm(params),
