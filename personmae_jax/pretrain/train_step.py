@@ -148,7 +148,7 @@ def make_train_step(
         grads, metrics = average_micro_batches(micro_step, batch, cfg.train.accumulate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        # After the update, as BYOL and MoCo do: the teacher averages what the student is.
+        # After the update, as BYOL and MoCo do: an average of what the student now is.
         decay = ema_decay(state.step)
         teacher_params: Any = optax.incremental_update(
             params["encoder"], state.teacher_params, 1.0 - decay
