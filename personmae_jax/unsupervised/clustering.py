@@ -12,7 +12,6 @@ aware Proxies (arXiv 2012.10674).
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
@@ -165,48 +164,62 @@ def clusters_by_eps(
     return tuple((e, int(dbscan(graph, e, min_samples).max()) + 1) for e in EPS)
 
 
-def warnings(
-    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | None = None
-) -> Iterator[str]:
-    """Yields a sentence for everything that makes pseudo labels doubtful.
+def doubts(
+    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"]
+) -> dict[str, str]:
+    """A sentence, by a word for it, for all that makes pseudo labels doubtful.
 
     A collapse looks like success in the loss: everybody is the same cluster.
 
     Args:
       clusters: Two or more.
-      cameras: That saw the images; None: not known.
+      cameras: That saw the images; all the same where not known.
     """
     n, largest = len(clusters.labels), int(clusters.sizes.max())
+    found = {}
     if largest > 0.2 * n:
-        yield (
+        found["largest"] = (
             f"One cluster holds {largest:,} of {n:,} images: eps={clusters.eps} is too "
             "large, or the encoder tells nobody apart; try eps=None, or k1 near the "
             "number of images a person."
         )
     if clusters.outliers > 0.8 * n:
-        yield (
+        found["outliers"] = (
             f"{clusters.outliers:,} of {n:,} images are in no cluster: "
             f"eps={clusters.eps} is too small, or the encoder tells people apart "
             "poorly; try eps=None."
         )
-    if cameras is not None and len(np.unique(cameras)) > 1:
-        across = num_across_cameras(clusters, cameras)
-        if across < 0.1 * clusters.count:
-            yield (
-                f"Only {across:,} of {clusters.count:,} clusters have images of two or "
-                "more cameras: they follow cameras rather than people; train with "
-                "per-camera proxies."
-            )
+    across = num_across_cameras(clusters, cameras)
+    if len(np.unique(cameras)) > 1 and across < 0.1 * clusters.count:
+        found["cameras"] = (
+            f"Only {across:,} of {clusters.count:,} clusters have images of two or "
+            "more cameras: they follow cameras rather than people; train with "
+            "--config.memory.camera_proxies=True."
+        )
+    return found
 
 
-def num_across_cameras(clusters: Clusters, cameras: Int64[np.ndarray, " n"]) -> int:
+def num_across_cameras(
+    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"]
+) -> int:
     """How many clusters have images of two or more cameras."""
     _, parents = camera_proxies(clusters.labels, cameras)
     return int(np.count_nonzero(np.bincount(parents, minlength=1) > 1))
 
 
+def agreement(before: Int32[np.ndarray, " n"], after: Int32[np.ndarray, " n"]) -> float:
+    """Adjusted Rand index of two clusterings, over images that are in both."""
+    from sklearn.metrics import adjusted_rand_score
+
+    is_in_both = (before != OUTLIER) & (after != OUTLIER)
+    if not is_in_both.any():
+        return 0.0
+    return float(adjusted_rand_score(before[is_in_both], after[is_in_both]))
+
+
 def camera_proxies(
-    labels: Int32[np.ndarray, " n"], cameras: Int64[np.ndarray, " n"]
+    labels: Int32[np.ndarray, " n"],
+    cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"],
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " _p"]]:
     """Splits every cluster into its images of one camera each.
 

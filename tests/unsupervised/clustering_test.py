@@ -191,17 +191,23 @@ def test_a_collapse_is_said_with_the_clusters_by_eps():
 
 def test_doubtful_clusters_are_said_in_words():
     labels = np.array([0] * 30 + [1] * 4 + [OUTLIER] * 6, np.int32)
-    said = list(clustering.warnings(Clusters(labels=labels, eps=0.6)))
+    nowhere = np.zeros(len(labels), np.int32)
+    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), nowhere).values()]
     assert [text[:27] for text in said] == ["One cluster holds 30 of 40 "]
     labels = np.array([0] * 4 + [1] * 4 + [OUTLIER] * 92, np.int32)
     cameras = np.array([0] * 4 + [1] * 96)
-    said = list(clustering.warnings(Clusters(labels=labels, eps=0.6), cameras))
+    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), cameras).values()]
     assert said[0].startswith("92 of 100 images are in no cluster")
     assert said[1].startswith("Only 0 of 2 clusters have images of two")
     labels = np.repeat(np.arange(10, dtype=np.int32), 4)
-    assert not list(
-        clustering.warnings(Clusters(labels=labels, eps=0.6), np.arange(40) % 2)
-    )
+    assert not clustering.doubts(Clusters(labels=labels, eps=0.6), np.arange(40) % 2)
+
+
+def test_the_agreement_is_over_what_is_clustered_both_times():
+    before = np.array([0, 0, 1, 1, 2, OUTLIER], np.int32)
+    after = np.array([5, 5, 3, 3, OUTLIER, 3], np.int32)
+    assert clustering.agreement(before, after) == 1.0
+    assert clustering.agreement(before, np.full(6, OUTLIER, np.int32)) == 0.0
 
 
 def test_proxies_are_the_images_of_one_camera_in_one_cluster():

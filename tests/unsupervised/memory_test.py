@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from personmae_jax.unsupervised.memory import contrast_loss, updated
+from personmae_jax.unsupervised.memory import (
+    Memory,
+    centroids,
+    contrast_loss,
+    proxy_loss,
+    similarities,
+    updated,
+)
 
 
 def _unit(values):
@@ -18,23 +25,76 @@ def _inputs():
     return memory, features, jnp.asarray(np.repeat(np.arange(3), 4))
 
 
+def _memory(vectors, clusters=(0, 1, 2, 0, 0, 0), cameras=(0,) * 6) -> Memory:
+    numbers = (jnp.array(clusters), jnp.array(cameras), jnp.int32(3))
+    return Memory(jnp.asarray(vectors), *numbers)
+
+
 def test_the_loss_is_a_cross_entropy_over_the_used_rows_and_padding_changes_no_bit():
-    memory, features, labels = _inputs()
-    logits = features @ memory[:3].T / 0.05
+    vectors, features, labels = _inputs()
+    logits = features @ vectors[:3].T / 0.05
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = -np.log(shares[np.arange(12), labels]).mean()
-    grad = jax.value_and_grad(contrast_loss, argnums=(0, 2))
-    loss, (gradient, of_memory) = grad(
-        jnp.asarray(features), labels, jnp.asarray(memory), jnp.int32(3), 0.05
-    )
+
+    @jax.value_and_grad
+    def both(arrays):
+        features, vectors = arrays
+        logits = similarities(features, _memory(vectors), 0.05)
+        return contrast_loss(logits, labels)
+
+    loss, (gradient, of_memory) = both((jnp.asarray(features), jnp.asarray(vectors)))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert not np.asarray(of_memory).any()
-    memory[3:] = np.nan
-    other, (same, _) = grad(
-        jnp.asarray(features), labels, jnp.asarray(memory), jnp.int32(3), 0.05
-    )
+    vectors[3:] = np.nan
+    other, (same, _) = both((jnp.asarray(features), jnp.asarray(vectors)))
     np.testing.assert_array_equal(loss, other)
     np.testing.assert_array_equal(gradient, same)
+
+
+def test_proxies_are_told_apart_within_a_camera_and_pulled_together_across():
+    """Rows: cluster 0 in cameras 0 and 1, cluster 1 in 0, cluster 2 in 1; 2 unused."""
+    vectors, features, _ = _inputs()
+    clusters, cameras = np.array([0, 0, 1, 2, 0, 0]), np.array([0, 1, 0, 1, 0, 0])
+    labels = np.array([0, 1, 2, 3] * 3)
+    memory = _memory(vectors, clusters, cameras)._replace(num_rows=jnp.int32(4))
+    logits = features @ vectors[:4].T / 0.05
+    expected = []
+    for row, own in zip(logits.astype(np.float64), labels, strict=True):
+        within = row[cameras[:4] == cameras[own]]
+        same = clusters[:4] == clusters[own]
+        nearest = row[~same].max()  # of the two or three others, one is taken
+        total = np.log(np.exp(row[same]).sum() + np.exp(nearest))
+        expected.append(np.log(np.exp(within).sum()) - row[own])
+        expected[-1] += 0.5 * (total - row[same]).mean()
+    similar = similarities(jnp.asarray(features), memory, 0.05)
+    found = proxy_loss(
+        *(similar, jnp.asarray(labels), memory),
+        cross_camera_weight=0.5,
+        num_negatives=1,
+    )
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
+    gradient = jax.grad(
+        lambda f: proxy_loss(
+            *(similarities(f, memory, 0.05), jnp.asarray(labels), memory),
+            cross_camera_weight=0.5,
+            num_negatives=50,
+        )
+    )(jnp.asarray(features))
+    assert np.isfinite(gradient).all()
+
+
+def test_a_centroid_is_the_mean_direction_of_its_images():
+    _, features, _ = _inputs()
+    rows = np.array([0, 0, 1, -1, 1, 1, 0, -1, 2, 2, 2, 2], np.int32)
+    numbers = np.array([0, 1, 1], np.int32), np.array([0, 0, 1], np.int32)
+    memory = centroids(features * 3, rows, *numbers)
+    assert memory.num_rows == 3
+    assert len(memory.vectors) == 12
+    assert not memory.vectors[3:].any()
+    for row in range(3):
+        mean = features[rows == row].mean(axis=0)
+        np.testing.assert_allclose(memory.vectors[row], _unit(mean), atol=1e-6)
+    np.testing.assert_array_equal(memory.cameras[:4], [0, 0, 1, 0])
 
 
 def test_the_update_is_that_of_the_hardest_image_in_any_order_of_rows():

@@ -1,0 +1,82 @@
+"""The network that is trained without labels: the encoder and a batch norm (BNNeck).
+
+Its feature of unit length is clustered, contrasted with the memory, and sought by.
+
+Parameters:
+  encoder: Of the ViT.
+  bottleneck/scale (d,): Of the batch norm, whose bias stays 0.
+
+Source: damo-cv/TransReID-SSL, cluster-contrast-reid; as there, the batch norm starts
+with mean 0, variance 1 and scale 1, also where the encoder was fine-tuned with one.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from personmae_jax import pixels
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.models import personmae
+from personmae_jax.reid.features import Encode
+from personmae_jax.reid.neck import normalise
+
+
+def init_params(
+    cfg: UnsupervisedConfig, key: Array, encoder: PyTree | None = None
+) -> dict[str, Any]:
+    """Returns the initial float32 parameters.
+
+    Args:
+      cfg: The settings.
+      key: Of the encoder, where it is random.
+      encoder: The encoder's parameters, if they are not to be random.
+    """
+    if encoder is None:
+        encoder = personmae.init_encoder(cfg.encoder, cfg.grid, key)
+    return {
+        # Copied, because a train step takes the state's memory over.
+        "encoder": jax.tree.map(jnp.copy, encoder),
+        "bottleneck": {"scale": jnp.ones(cfg.encoder.width)},
+    }
+
+
+def encode(
+    cfg: UnsupervisedConfig,
+    params: PyTree,
+    images: UInt8[Array, "b height width 3"],
+    *,
+    drop_path_mask: Float[Array, "depth 2 b"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b d"]:
+    """The float32 feature before the batch norm, after the encoder's final norm."""
+    patches = pixels.normalised_patches(
+        images, cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
+    )
+    tokens = personmae.encode(
+        *(cfg.encoder, cfg.grid, params["encoder"], patches),
+        drop_path_mask=drop_path_mask,
+        dtype=dtype,
+        remat=cfg.train.remat,
+    ).tokens.astype(jnp.float32)
+    if cfg.head.feature == "mean":
+        return jnp.mean(tokens[:, 1:], axis=1)
+    return tokens[:, 0]
+
+
+def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:
+    """Returns (params, images, cameras) -> features after the batch norm.
+
+    Its `params` are a dict of the network's `params` and the batch norm's running
+    `statistics`; it does not look at the cameras.
+    """
+
+    def encode_images(state: PyTree, images: Array, cameras: Array) -> Array:
+        del cameras
+        features = encode(cfg, state["params"], images, dtype=dtype)
+        scale = state["params"]["bottleneck"]["scale"]
+        return normalise(features, scale, state["statistics"])
+
+    return encode_images

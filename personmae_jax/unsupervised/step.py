@@ -1,0 +1,126 @@
+"""One step of training without labels: a pure function of state and batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from personmae_jax import sharding
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine.program import Batch, Metrics
+from personmae_jax.models import personmae
+from personmae_jax.optim import Schedule
+from personmae_jax.reid import neck
+from personmae_jax.reid.features import unit
+from personmae_jax.sharding import matmul_dtype
+from personmae_jax.unsupervised import memory, model
+from personmae_jax.unsupervised.memory import Memory
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnsupervisedState:
+    """State before step `step`; a run resumed in mid-round finds its labels here.
+
+    Attributes:
+      step: Number of updates made.
+      params: Of `unsupervised.model`.
+      statistics: Running "mean" and "var" of the batch norm.
+      opt_state: Of the optax transformation.
+      memory: Of the round's clusters.
+      labels: Cluster of every image of the target, or -1.
+    """
+
+    step: Int[Array, ""] | PyTree
+    params: dict[str, Any]
+    statistics: dict[str, Any]
+    opt_state: PyTree
+    memory: Memory | PyTree
+    labels: Int[Array, " n"] | PyTree
+
+
+def init_memory(num_images: int, width: int) -> Memory:
+    """The memory before the first clustering: no row is used."""
+    zeros = jnp.zeros(num_images, jnp.int32)
+    vectors = jnp.zeros((num_images, width))
+    return Memory(vectors, zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    cfg: UnsupervisedConfig,
+    tx: optax.GradientTransformation,
+    learning_rate: Schedule,
+    mesh: Mesh,
+) -> Callable[[UnsupervisedState, Batch], tuple[UnsupervisedState, Metrics]]:
+    """Returns the pure (state, batch) -> (state, metrics); the engine jits it."""
+    dtype, gather = matmul_dtype(cfg.train.matmul_dtype, mesh), sharding.gather(mesh)
+
+    def loss_fn(
+        params: PyTree, statistics: PyTree, bank: Memory, batch: Batch, key: Array
+    ):
+        params, mask, labels = gather(params), None, batch["label"]
+        if cfg.head.drop_path:
+            drawn = personmae.sample_drop_path_mask(
+                key, cfg.encoder.depth, cfg.head.drop_path, len(labels)
+            )
+            mask = sharding.stream_to_device_order(drawn)
+        features = model.encode(
+            cfg, params, batch["image"], drop_path_mask=mask, dtype=dtype
+        )
+        scale = params["bottleneck"]["scale"]
+        features, statistics = neck.batch_norm(features, scale, statistics)
+        features = unit(features)
+        logits = memory.similarities(features, bank, cfg.memory.temperature)
+        loss = _loss(cfg, logits, labels, bank)
+        found = bank.clusters[jnp.argmax(logits, axis=1)]
+        is_right = (found == bank.clusters[labels]).astype(jnp.float32)
+        metrics = {"loss": loss, "accuracy": jnp.mean(is_right)}
+        return loss, (metrics, statistics, features)
+
+    def train_step(state: UnsupervisedState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(cfg.train.seed), state.step)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (metrics, statistics, features)), grads = grad_fn(
+            state.params, state.statistics, state.memory, batch, key
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        vectors = memory.updated(
+            state.memory.vectors, features, batch["label"], cfg.memory.momentum
+        )
+        metrics |= {
+            "lr": learning_rate(state.step),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+        }
+        state = UnsupervisedState(
+            step=state.step + 1,
+            params=params,
+            statistics=statistics,
+            opt_state=opt_state,
+            memory=state.memory._replace(vectors=vectors),
+            labels=state.labels,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def _loss(
+    cfg: UnsupervisedConfig,
+    logits: Float[Array, "b rows"],
+    labels: Int[Array, " b"],
+    bank: Memory,
+) -> Float[Array, ""]:
+    if not cfg.memory.camera_proxies:
+        return memory.contrast_loss(logits, labels)
+    return memory.proxy_loss(
+        *(logits, labels, bank),
+        cross_camera_weight=cfg.memory.cross_camera_weight,
+        num_negatives=cfg.memory.num_negatives,
+    )
