@@ -18,7 +18,8 @@ _WORKDIR = command_line.define_workdir()
 
 def main() -> int:
     cfg, workdir = _CONFIG(), _WORKDIR()
-    from personmae_jax.finetune import init, sampling
+    from personmae_jax.finetune import sampling
+    from personmae_jax.reid import init
 
     init.settle(cfg, workdir)
     check_finetuning(cfg)

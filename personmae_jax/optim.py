@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from personmae_jax.config import LossConfig, OptimConfig, TeacherConfig, TrainConfig
+from personmae_jax.config_finetune import FinetuneOptimConfig
 from personmae_jax.errors import ConfigError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
@@ -35,6 +37,30 @@ def warmup_cosine(peak: float, warmup: float, num_steps: int) -> Schedule:
         warmup_steps=min(round(warmup * num_steps), num_steps - 1),
         decay_steps=num_steps,
     )
+
+
+def stepwise(
+    peak: float, warmup: float, every: float, factor: float, num_steps: int
+) -> Schedule:
+    """Constant but for a factor after each share `every` of the steps.
+
+    Source: PyTorch's StepLR, as damo-cv/TransReID-SSL's usl.py uses it.
+
+    Args:
+      peak: Before the first of them.
+      warmup: Share of the steps in which it rises linearly from 0.
+      every: Share of the steps, above 0.
+      factor: Of the learning rate, each time.
+      num_steps: Of the run.
+    """
+    times = range(1, int(np.ceil(1 / every)))
+    steps = {round(every * num_steps * i): factor for i in times}
+    constant = optax.piecewise_constant_schedule(peak, steps)
+    warm = round(warmup * num_steps)
+    if not warm:
+        return constant
+    rise = optax.linear_schedule(0.0, 1.0, warm)
+    return lambda step: constant(step) * rise(step)
 
 
 def feature_weight_schedule(loss: LossConfig, num_steps: int) -> Schedule:
@@ -105,3 +131,55 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key == "kernel", params
     )
+
+
+def layerwise_optimizer(
+    optim: FinetuneOptimConfig, learning_rate: Schedule, depth: int
+) -> optax.GradientTransformation:
+    """AdamW, or SGD with momentum, with a learning rate for every layer."""
+    if optim.optimizer == "adamw":
+        inner = optax.adamw(
+            learning_rate,
+            b1=optim.beta1,
+            b2=optim.beta2,
+            weight_decay=optim.weight_decay,
+            mask=decay_mask,
+        )
+    else:  # PyTorch's order: decay, momentum, learning rate
+        inner = optax.chain(
+            optax.add_decayed_weights(optim.weight_decay, decay_mask),
+            optax.trace(optim.momentum),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    clip = (
+        [] if optim.clip_norm is None else [optax.clip_by_global_norm(optim.clip_norm)]
+    )
+    scale = optax.stateless(
+        lambda updates, _: jax.tree.map(
+            jnp.multiply, updates, layer_scales(updates, depth, optim.layer_decay)
+        )
+    )
+    return optax.chain(*clip, inner, scale)
+
+
+def layer_scales(params: PyTree, depth: int, decay: float) -> PyTree:
+    """What the learning rate of every parameter is multiplied by.
+
+    decay ** (depth - i) in block i (from 0), decay ** (depth + 1) in what comes before
+    the blocks, 1 after them.
+
+    Source: BEiT; `param_groups_lrd` in facebookresearch/mae, util/lr_decay.py, as HAP
+    has it.
+    """
+
+    def scale(path, _) -> float:
+        names = [key.key for key in path]
+        if names[0] == "camera_embed" or (
+            names[0] == "encoder" and not names[1].startswith(("blocks_", "norm"))
+        ):
+            return decay ** (depth + 1)
+        if names[0] == "encoder" and names[1].startswith("blocks_"):
+            return decay ** (depth - int(names[1].removeprefix("blocks_")))
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)

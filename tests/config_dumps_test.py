@@ -8,6 +8,7 @@ import pytest
 from personmae_jax.config_check import check
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_json import config_from_json
+from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
 from personmae_jax.errors import ConfigError
 
 SCRIPT = runpy.run_path(str(goldens.GOLDEN / "make_config_dumps.py"))
@@ -30,9 +31,11 @@ def test_no_dump_is_left_of_a_config_that_is_gone():
 @pytest.mark.parametrize("path", sorted(SCRIPT["CONFIGS"].glob("*.py")), ids=str)
 def test_every_config_passes_its_check_once_it_has_data(path):
     cfg = SCRIPT["load_config"](path)
-    is_finetuning = isinstance(cfg, FinetuneConfig)
-    refuse = check_finetuning if is_finetuning else check
-    source = cfg.data.layout if is_finetuning else cfg.data.source
+    refuse = {
+        FinetuneConfig: check_finetuning,
+        UnsupervisedConfig: check_unsupervised,
+    }.get(type(cfg), check)
+    source = cfg.data.source if refuse is check else cfg.data.layout
     if source != "synthetic" and cfg.data.path is None:
         with pytest.raises(ConfigError, match="no data"):
             refuse(cfg)

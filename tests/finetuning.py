@@ -7,7 +7,7 @@ import numpy as np
 
 from personmae_jax.config import EncoderConfig, SyntheticConfig
 from personmae_jax.config_finetune import FinetuneConfig
-from personmae_jax.finetune import init
+from personmae_jax.reid import init
 from personmae_jax.reid.datasets import ReidDataset, synthetic_dataset
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from personmae_jax.config import EncoderConfig, SyntheticConfig
 from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.unsupervised.data import Unlabelled, open_target
 
 
@@ -25,10 +26,27 @@ def tiny_unsupervised() -> UnsupervisedConfig:
 
 
 def tiny_target() -> Unlabelled:
-    """72 drawn images in 2 cameras."""
+    """72 synthetic images in 2 cameras."""
     return open_target(tiny_unsupervised())[0]
 
 
 def tiny_labels(seed: int = 0) -> np.ndarray:
     """8 clusters and outliers."""
     return np.random.default_rng(seed).integers(-1, 8, 72).astype(np.int32)
+
+
+def market(root, rename=lambda identity: identity):
+    """9 synthetic people in the layout of Market-1501; 6 of them to train on."""
+    cfg = tiny_unsupervised()
+    cfg.data.synthetic.identities = 9
+    people = SyntheticRecords(cfg.data.synthetic)
+    for index in range(len(people)):
+        identity, camera, shot = index // 6, index % 6 // 3, index % 3
+        folder = "bounding_box_train"
+        if identity >= 6:
+            folder = "query" if (camera, shot) == (0, 0) else "bounding_box_test"
+        path = root / folder / f"{rename(identity):04}_c{camera + 1}_{shot}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(people.read(index))
+    cfg.data.layout, cfg.data.path = "market1501", str(root)
+    return cfg

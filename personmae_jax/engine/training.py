@@ -83,7 +83,7 @@ class Training:
     """
 
     program: Program
-    data: Mapping[str, int]
+    data: Mapping[str, Any]
     about: str
     start: Callable[[], Start]
     batches: HostBatches | Rounds

@@ -60,6 +60,7 @@ class Workdir:
         num_records: int,
         num_steps: int,
         num_identities: int | None = None,
+        images_sha256: str | None = None,
     ):
         """Touches nothing yet.
 
@@ -70,12 +71,18 @@ class Workdir:
             the settings give epochs, all schedules.
           num_steps: Of the whole run.
           num_identities: Who are trained on, if the data says so.
+          images_sha256: Of all images in order, where labels are kept by position.
         """
         self.path = open_path(path)
         self._cfg = cfg
-        self._run = {"num_records": num_records, "num_steps": num_steps}
+        self._run: dict[str, int | str] = {
+            "num_records": num_records,
+            "num_steps": num_steps,
+        }
         if num_identities is not None:
             self._run["num_identities"] = num_identities
+        if images_sha256 is not None:
+            self._run["images_sha256"] = images_sha256
         self._lock: lock.FileLock | lock.HeartbeatLock | None = None
 
     def __enter__(self) -> "Workdir":
@@ -126,8 +133,9 @@ class Workdir:
     def _compare_config(self, there: Settings) -> None:
         if type(there) is not type(self._cfg):
             raise ConfigError(
-                f"--workdir={self.path} belongs to a run of the other kind, of "
-                "pretraining or of fine-tuning; name another --workdir"
+                f"--workdir={self.path} belongs to a run of another kind; "
+                "pretraining, fine-tuning and training without labels each take a "
+                "--workdir of their own"
             )
         here = config_from_json(config_to_json(self._cfg))  # in the same types
         wrong = [
@@ -180,8 +188,11 @@ def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
 def _describe(run: dict[str, Any]) -> str:
     people = run.get("num_identities")
     of_people = "" if people is None else f" of {people} identities"
+    images = run.get("images_sha256")
+    hashed = "" if images is None else f" (SHA-256 {str(images)[:12]})"
     return (
-        f"{run.get('num_records')} records{of_people} for {run.get('num_steps')} steps"
+        f"{run.get('num_records')} records{of_people}{hashed} for "
+        f"{run.get('num_steps')} steps"
     )
 
 

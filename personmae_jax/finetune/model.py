@@ -21,8 +21,6 @@ from personmae_jax import pixels
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.models import personmae
 from personmae_jax.reid.features import Encode
-from personmae_jax.reid.neck import batch_norm as batch_norm
-from personmae_jax.reid.neck import init_statistics as init_statistics
 from personmae_jax.reid.neck import normalise
 
 

@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.program import Program, assemble
 from personmae_jax.finetune import model
-from personmae_jax.finetune.step import FinetuneState, make_optimizer, make_train_step
-from personmae_jax.optim import warmup_cosine
+from personmae_jax.finetune.step import FinetuneState, make_train_step
+from personmae_jax.optim import layerwise_optimizer, warmup_cosine
+from personmae_jax.reid import neck
 
 _LR_IMAGES = 64  # images a step at which `base_lr` is meant
 
@@ -37,7 +38,7 @@ def build(
         num_steps = max(1, int(cfg.train.epochs * num_images / cfg.batch_size))
     peak = cfg.optim.base_lr * cfg.batch_size / _LR_IMAGES
     learning_rate = warmup_cosine(peak, cfg.optim.warmup, num_steps)
-    tx = make_optimizer(cfg.optim, learning_rate, cfg.encoder.depth)
+    tx = layerwise_optimizer(cfg.optim, learning_rate, cfg.encoder.depth)
 
     def init(encoder: PyTree | None) -> FinetuneState:
         key = jax.random.key(cfg.train.seed)
@@ -45,7 +46,7 @@ def build(
         return FinetuneState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            statistics=model.init_statistics(cfg.encoder.width),
+            statistics=neck.init_statistics(cfg.encoder.width),
             opt_state=tx.init(params),
         )
 

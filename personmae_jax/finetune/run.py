@@ -3,17 +3,26 @@
 import functools
 
 import jax
+from etils import epath
 
 from personmae_jax import sharding
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.training import Training
-from personmae_jax.finetune.init import read_encoder
-from personmae_jax.finetune.monitor import Scorer
+from personmae_jax.finetune.model import make_encode
 from personmae_jax.finetune.program import build
-from personmae_jax.finetune.sampling import FinetuneBatches, num_cameras, num_identities
+from personmae_jax.finetune.sampling import (
+    FinetuneBatches,
+    camera_numbers,
+    num_cameras,
+    num_identities,
+)
 from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.init import read_encoder
+from personmae_jax.reid.monitor import Monitor
+from personmae_jax.reid.scorer import Scorer
+from personmae_jax.sharding import matmul_dtype
 
 
 def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
@@ -44,7 +53,17 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         num_identities=people,
         num_cameras=num_cameras(dataset),
     )
-    scorer = Scorer(cfg, program, dataset)
+    epoch = num_images / cfg.batch_size  # steps
+    scorer = Scorer(
+        Monitor(
+            make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
+            *(cfg.data, dataset, program.mesh, cfg.eval.batch_size),
+            cameras=camera_numbers(dataset),
+        ),
+        last=program.num_steps,
+        every=max(1, round(cfg.eval.every_epochs * epoch)),
+        unit=("epoch", epoch),
+    )
     training = Training(
         program=program,
         data={"num_records": num_images, "num_identities": people},
@@ -54,8 +73,23 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
         batches=FinetuneBatches(
             dataset, cfg, host=jax.process_index(), num_hosts=jax.process_count()
         ),
-        summary=scorer.summarise,
+        summary=lambda path: _summarise(path, program.num_steps, scorer),
         scorer=scorer,
         memory_hint="a smaller --config.eval.batch_size",
     )
     return loop.run(training, workdir)
+
+
+def _summarise(workdir: epath.Path, last: int, scorer: Scorer) -> str:
+    """The scores of every evaluation, and where everything is."""
+    return f"""\
+{scorer.table()}
+Where everything is:
+  scores            {workdir / "retrieval.json"}
+  curves            {workdir / "pictures" / "curves.png"}
+  metrics           {workdir / "metrics.jsonl"}
+  checkpoint        {workdir / "checkpoints" / str(last)}
+  of the best mAP   {workdir / "checkpoints" / str(scorer.best_step)}
+For PyTorch:
+  python launch/export_torch.py --workdir={workdir} --layout=transreid \\
+    --out=transreid.pth"""

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from personmae_jax import sharding
-from personmae_jax.config_finetune import FinetuneConfig, FinetuneOptimConfig
+from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.finetune import losses, model
 from personmae_jax.models import personmae
-from personmae_jax.optim import Schedule, decay_mask
+from personmae_jax.optim import Schedule
+from personmae_jax.reid import neck
 from personmae_jax.sharding import matmul_dtype
 
 
@@ -61,7 +62,7 @@ def make_train_step(
             drop_path_mask=scales,
             dtype=dtype,
         )
-        normalised, statistics = model.batch_norm(
+        normalised, statistics = neck.batch_norm(
             features, params["bottleneck"]["scale"], statistics
         )
         logits = normalised @ params["classifier"]["kernel"]
@@ -101,55 +102,3 @@ def make_train_step(
         return state, metrics
 
     return train_step
-
-
-def make_optimizer(
-    optim: FinetuneOptimConfig, learning_rate: Schedule, depth: int
-) -> optax.GradientTransformation:
-    """AdamW, or SGD with momentum, with a learning rate for every layer."""
-    if optim.optimizer == "adamw":
-        inner = optax.adamw(
-            learning_rate,
-            b1=optim.beta1,
-            b2=optim.beta2,
-            weight_decay=optim.weight_decay,
-            mask=decay_mask,
-        )
-    else:  # PyTorch's order: decay, momentum, learning rate
-        inner = optax.chain(
-            optax.add_decayed_weights(optim.weight_decay, decay_mask),
-            optax.trace(optim.momentum),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-    clip = (
-        [] if optim.clip_norm is None else [optax.clip_by_global_norm(optim.clip_norm)]
-    )
-    scale = optax.stateless(
-        lambda updates, _: jax.tree.map(
-            jnp.multiply, updates, layer_scales(updates, depth, optim.layer_decay)
-        )
-    )
-    return optax.chain(*clip, inner, scale)
-
-
-def layer_scales(params: PyTree, depth: int, decay: float) -> PyTree:
-    """What the learning rate of every parameter is multiplied by.
-
-    decay ** (depth - i) in block i (from 0), decay ** (depth + 1) in what comes before
-    the blocks, 1 after them.
-
-    Source: BEiT; `param_groups_lrd` in facebookresearch/mae, util/lr_decay.py, as HAP
-    has it.
-    """
-
-    def scale(path, _) -> float:
-        names = [key.key for key in path]
-        if names[0] == "camera_embed" or (
-            names[0] == "encoder" and not names[1].startswith(("blocks_", "norm"))
-        ):
-            return decay ** (depth + 1)
-        if names[0] == "encoder" and names[1].startswith("blocks_"):
-            return decay ** (depth - int(names[1].removeprefix("blocks_")))
-        return 1.0
-
-    return jax.tree_util.tree_map_with_path(scale, params)

@@ -90,8 +90,9 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        bank: Any = state.memory
         vectors = memory.updated(
-            state.memory.vectors, features, batch["label"], cfg.memory.momentum
+            bank.vectors, features, batch["label"], cfg.memory.momentum
         )
         metrics |= {
             "lr": learning_rate(state.step),
@@ -103,7 +104,7 @@ def make_train_step(
             params=params,
             statistics=statistics,
             opt_state=opt_state,
-            memory=state.memory._replace(vectors=vectors),
+            memory=bank._replace(vectors=vectors),
             labels=state.labels,
         )
         return state, metrics

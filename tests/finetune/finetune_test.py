@@ -21,9 +21,9 @@ from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.finetune import init
 from personmae_jax.finetune import run as finetune
 from personmae_jax.pytorch.export import export
+from personmae_jax.reid import init
 from personmae_jax.reid.datasets import synthetic_dataset
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.retrieval import Scores

@@ -6,29 +6,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from unlabelled import tiny_unsupervised
+from unlabelled import market, tiny_unsupervised
 
-from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.errors import ConfigError
 from personmae_jax.unsupervised import data
 from personmae_jax.unsupervised.data import open_target
-
-
-def market(root, rename=lambda identity: identity):
-    """9 synthetic people in the layout of Market-1501; 6 of them to train on."""
-    cfg = tiny_unsupervised()
-    cfg.data.synthetic.identities = 9
-    people = SyntheticRecords(cfg.data.synthetic)
-    for index in range(len(people)):
-        identity, camera, shot = index // 6, index % 6 // 3, index % 3
-        folder = "bounding_box_train"
-        if identity >= 6:
-            folder = "query" if (camera, shot) == (0, 0) else "bounding_box_test"
-        path = root / folder / f"{rename(identity):04}_c{camera + 1}_{shot}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(people.read(index))
-    cfg.data.layout, cfg.data.path = "market1501", str(root)
-    return cfg
 
 
 def test_images_have_no_identity_and_their_order_is_that_of_their_bytes(tmp_path):

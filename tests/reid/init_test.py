@@ -7,7 +7,7 @@ import pytest
 from finetuning import start, tiny_finetuning
 
 from personmae_jax.errors import ConfigError
-from personmae_jax.finetune import init
+from personmae_jax.reid import init
 
 
 def test_a_run_brings_its_architecture_statistics_and_weights(tmp_path):

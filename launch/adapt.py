@@ -1,0 +1,37 @@
+"""Trains an encoder on images without labels: USL, and UDA from a fine-tuned run.
+
+Example: python launch/adapt.py --config=configs/usl_market1501.py
+  --config.init.workdir=runs/vitb --config.data.path=Market-1501 --workdir=runs/usl
+
+Start it again with the same command to resume. Exit codes: 0 finished, 1 failed,
+2 wrong settings, 75 interrupted and saved.
+"""
+
+import command_line
+
+from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
+
+_CONFIG = command_line.define_config(UnsupervisedConfig, "configs/usl_market1501.py")
+_CLUSTER = command_line.define_cluster()
+_WORKDIR = command_line.define_workdir()
+
+
+def main() -> int:
+    cfg, workdir = _CONFIG(), _WORKDIR()
+    from personmae_jax.reid import init
+
+    init.settle(cfg, workdir)
+    check_unsupervised(cfg)
+    from personmae_jax.unsupervised import data
+
+    target, people = data.open_target(cfg)
+
+    from personmae_jax.engine import distributed
+    from personmae_jax.unsupervised.run import run
+
+    distributed.initialize(**_CLUSTER())
+    return run(cfg, workdir, target, people)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,67 @@
+"""What training without labels computes, assembled from its settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine.program import Program, assemble
+from personmae_jax.optim import layerwise_optimizer, stepwise
+from personmae_jax.reid import neck
+from personmae_jax.unsupervised import model
+from personmae_jax.unsupervised.clustering import OUTLIER
+from personmae_jax.unsupervised.step import (
+    UnsupervisedState,
+    init_memory,
+    make_train_step,
+)
+
+_LR_IMAGES = 256  # images a step at which `base_lr` is meant
+
+
+def build(
+    cfg: UnsupervisedConfig, mesh: Mesh, *, num_images: int
+) -> Program[UnsupervisedConfig]:
+    """Assembles the run; compiles and allocates nothing.
+
+    Args:
+      cfg: Settled, and checked for the devices of the mesh.
+      mesh: Over all devices of all hosts.
+      num_images: Of the target; the memory has as many rows.
+    """
+    optim, num_steps = cfg.optim, cfg.num_steps
+    learning_rate = stepwise(
+        peak=optim.base_lr * cfg.batch_size / _LR_IMAGES,
+        warmup=optim.warmup,
+        every=optim.decay_every,
+        factor=optim.decay,
+        num_steps=num_steps,
+    )
+    tx = layerwise_optimizer(optim, learning_rate, cfg.encoder.depth)
+
+    def init(encoder: PyTree | None) -> UnsupervisedState:
+        params = model.init_params(cfg, jax.random.key(cfg.train.seed), encoder)
+        return UnsupervisedState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            statistics=neck.init_statistics(cfg.encoder.width),
+            opt_state=tx.init(params),
+            memory=init_memory(num_images, cfg.encoder.width),
+            labels=jnp.full(num_images, OUTLIER, jnp.int32),
+        )
+
+    b = cfg.batch_size
+    image = (b, cfg.data.height, cfg.data.width, 3)
+    return assemble(
+        *(cfg, mesh),
+        num_steps=num_steps,
+        batch_size=b,
+        init=init,
+        step=make_train_step(cfg, tx, learning_rate, mesh),
+        batch={
+            "image": jax.ShapeDtypeStruct(image, np.uint8),
+            "label": jax.ShapeDtypeStruct((b,), np.int32),
+        },
+    )

@@ -1,0 +1,119 @@
+"""What a person sees of the clusters: a list of all images, and a page of some."""
+
+import csv
+import io
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float32, Int64, UInt8
+from PIL import Image, ImageDraw
+
+from personmae_jax.data import images
+from personmae_jax.data.images import Box
+from personmae_jax.engine.storage import write_whole
+from personmae_jax.reid.datasets import read_image
+from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
+from personmae_jax.unsupervised.data import Unlabelled
+
+_KINDS, _SHOWN = 4, 10  # clusters of each kind, and images of each
+_HEIGHT, _WIDTH, _MARGIN, _TITLE = 96, 48, 2, 14  # pixels
+
+
+class ClusterReport:
+    """Writes clusters.csv of the latest round, and pages of clusters."""
+
+    def __init__(
+        self, workdir: epath.Path, target: Unlabelled, *, page_every: int, last: int
+    ):
+        """Touches nothing yet.
+
+        Args:
+          workdir: Of the run.
+          target: Whose images are clustered.
+          page_every: Rounds from one page to the next, from the first.
+          last: Round, which has a page, too.
+        """
+        self._workdir, self._target = workdir, target
+        self._every, self._last = page_every, last
+
+    def __call__(
+        self, round_: int, clusters: Clusters, features: Float32[np.ndarray, "n d"]
+    ) -> dict[str, float]:
+        """Writes what is due; adds nothing to the round's row."""
+        write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
+        if round_ == self._last or round_ % self._every == 0:
+            png = io.BytesIO()
+            Image.fromarray(page(self._target, clusters, features)).save(png, "png")
+            folder = self._workdir / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / f"clusters-{round_:04}.png", png.getvalue())
+        return {}
+
+
+def table(target: Unlabelled, clusters: Clusters) -> str:
+    """CSV with a line for every image: its name, its cluster (-1: none), its camera."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "cluster", "camera"])
+    numbers = (clusters.labels.tolist(), target.cameras.tolist())
+    for index, (cluster, camera) in enumerate(zip(*numbers, strict=True)):
+        rows.writerow([target.records.name(index), cluster, camera])
+    return text.getvalue()
+
+
+def page(
+    target: Unlabelled, clusters: Clusters, features: Float32[np.ndarray, "n d"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A line each for some clusters: large, middling, the least compact; outliers.
+
+    Args:
+      target: The images.
+      clusters: Of them.
+      features: By which they were clustered.
+    """
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    compactness = np.array(
+        [
+            np.linalg.norm(units[clusters.labels == c].mean(axis=0))
+            for c in range(clusters.count)
+        ]
+    )
+    by_size = np.argsort(-clusters.sizes, kind="stable")
+    middle = max(0, (clusters.count - _KINDS) // 2)
+    kinds = {
+        "largest": by_size[:_KINDS],
+        "of middle size": by_size[middle : middle + _KINDS],
+        "least compact": np.argsort(compactness, kind="stable")[:_KINDS],
+    }
+    lines = []
+    for kind, chosen in kinds.items():
+        for c in chosen:
+            members = np.flatnonzero(clusters.labels == c)
+            cameras = len(np.unique(target.cameras[members]))
+            title = f"{kind}: cluster {c}, {len(members)} images of {cameras} cameras"
+            lines.append(_line(target, title, members))
+    outliers = np.flatnonzero(clusters.labels == OUTLIER)
+    if len(outliers):
+        title = f"{len(outliers)} images in no cluster"
+        lines.append(_line(target, title, outliers))
+    return np.concatenate(lines)
+
+
+def _line(
+    target: Unlabelled, title: str, members: Int64[np.ndarray, " m"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A title over up to ten of the images, evenly chosen; each with its camera."""
+    chosen = members[np.linspace(0, len(members) - 1, _SHOWN).astype(int)]
+    chosen = np.unique(chosen)
+    width = _SHOWN * (_WIDTH + _MARGIN)
+    canvas = Image.new("RGB", (width, _TITLE + _HEIGHT + 2 * _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, 1), title, fill="black")
+    for column, index in enumerate(chosen):
+        image = read_image(target.records, int(index), max_pixels=2**26, min_side=1)
+        pixels = np.empty((_HEIGHT, _WIDTH, 3), np.uint8)
+        images.crop_resize(image, Box(0, 0, *image.shape[:2]), pixels)
+        place = (column * (_WIDTH + _MARGIN), _TITLE)
+        canvas.paste(Image.fromarray(pixels), place)
+        draw.text(place, f"c{target.cameras[index]}", fill="yellow")
+    return np.asarray(canvas)

@@ -1,0 +1,114 @@
+"""Training without labels as the loop runs it: its data, its scores, what it leaves."""
+
+import functools
+
+import jax
+from etils import epath
+
+from personmae_jax import sharding
+from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
+from personmae_jax.engine import loop
+from personmae_jax.engine.checkpoint import has_checkpoint
+from personmae_jax.engine.program import Program
+from personmae_jax.engine.storage import open_path
+from personmae_jax.engine.training import Training
+from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.init import read_encoder
+from personmae_jax.reid.monitor import Monitor
+from personmae_jax.reid.scorer import Scorer
+from personmae_jax.sharding import matmul_dtype
+from personmae_jax.unsupervised import model, quality
+from personmae_jax.unsupervised.data import Unlabelled
+from personmae_jax.unsupervised.program import build
+from personmae_jax.unsupervised.report import ClusterReport
+from personmae_jax.unsupervised.rounds import PseudoLabels
+
+
+def run(
+    cfg: UnsupervisedConfig,
+    workdir: str,
+    target: Unlabelled,
+    people: ReidDataset | None,
+    labels: type[PseudoLabels] = PseudoLabels,
+) -> int:
+    """Trains to the last step or until interrupted; resumes what `workdir` holds.
+
+    Args:
+      cfg: The settings, settled and checked.
+      workdir: A local folder or gs://...
+      target: The images to train on.
+      people: Whom to seek, for scores that steer nothing; None: no scores.
+      labels: What makes pseudo labels; another one for a control experiment.
+
+    Returns:
+      The exit code of `loop.run`.
+
+    Raises:
+      ConfigError: The settings do not fit the devices, the workdir or what the encoder
+        starts from.
+      RunError: The run had to stop, e.g. because everybody is one cluster. Checkpoints
+        saved before are good.
+    """
+    check_unsupervised(cfg, jax.device_count())
+    start = functools.cache(lambda: read_encoder(cfg))
+    if not has_checkpoint(workdir):
+        # Before the workdir is this run's: a file that does not fit can be replaced.
+        start()
+    program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
+    scorer = None if people is None else _make_scorer(cfg, program, people)
+    path, rounds = open_path(workdir), cfg.train.rounds
+    report = ClusterReport(
+        path, target, page_every=cfg.eval.every_rounds or rounds, last=rounds - 1
+    )
+
+    def show(round_, clusters, features):
+        numbers = report(round_, clusters, features)
+        if people is not None:
+            identities = people.identities[target.indices]
+            numbers |= quality.known(clusters.labels, identities)
+        return numbers
+
+    training = Training(
+        program=program,
+        data={"num_records": len(target), "images_sha256": target.sha256},
+        about=f"{len(target):,} images of {target.num_cameras} cameras without labels, "
+        f"{rounds} rounds of {cfg.train.steps_per_round} steps",
+        start=start,
+        batches=labels(cfg, program, target, show),
+        summary=lambda path: _summarise(path, program.num_steps, scorer),
+        scorer=scorer,
+        memory_hint="a smaller --config.eval.batch_size",
+    )
+    return loop.run(training, workdir)
+
+
+def _make_scorer(
+    cfg: UnsupervisedConfig,
+    program: Program[UnsupervisedConfig],
+    people: ReidDataset,
+) -> Scorer:
+    encode = model.make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh))
+    monitor = Monitor(encode, *(cfg.data, people, program.mesh, cfg.eval.batch_size))
+    return Scorer(
+        monitor,
+        last=program.num_steps,
+        every=cfg.eval.every_rounds * cfg.train.steps_per_round,
+        unit=("round", float(cfg.train.steps_per_round)),
+        is_selecting=False,
+    )
+
+
+def _summarise(workdir: epath.Path, last: int, scorer: Scorer | None) -> str:
+    """The scores, if there are any, and where everything is."""
+    scores = "No scores: nobody was sought."
+    if scorer is not None:
+        scores = f"{scorer.table()}\nThe last step is the result."
+    return f"""\
+{scores}
+Where everything is:
+  clusters          {workdir / "clusters.csv"}
+  pages of them     {workdir / "pictures"}
+  metrics           {workdir / "metrics.jsonl"}
+  checkpoint        {workdir / "checkpoints" / str(last)}
+For PyTorch:
+  python launch/export_torch.py --workdir={workdir} --layout=mae --out=encoder.pth"""
