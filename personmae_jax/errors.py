@@ -1,4 +1,4 @@
-"""The two ways a run ends badly, each with its exit code, and what they quote."""
+"""The two ways a run ends badly, each with its exit code; and `Closing`, a base."""
 
 from typing import TypeVar
 

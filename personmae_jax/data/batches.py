@@ -1,9 +1,9 @@
 """Streams of batches that are made ahead: batch k of host p is a function of (k, p).
 
-The unit of the grain graph is a whole batch, whose rows a pool of threads decodes
-straight into place. Stock `.batch` stacks and copies, which doubles the cost of an
-image; a batch per thread would hold 16 batches in memory, and bring the first one
-late.
+The elements that grain, Google's data loader, handles are whole batches, whose rows a
+pool of threads decodes straight into place. Stock `.batch` stacks and copies, which
+doubles the cost of an image; a batch per thread would hold 16 batches in memory, and
+bring the first one late.
 """
 
 import copy

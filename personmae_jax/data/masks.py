@@ -28,7 +28,7 @@ def sample_visible(
     """
     num_patches = rows * columns
     num_hidden = round(cfg.ratio * num_patches)
-    # The patches lowest here are hidden: so the count is exact by construction.
+    # The first num_hidden patches of this order are hidden: an exact count, always.
     order = rng.uniform(Stream.PATCHES, num_patches)
     if cfg.kind == "block":
         in_blocks = round(cfg.block_share * num_hidden)
@@ -36,6 +36,7 @@ def sample_visible(
         if in_blocks < num_hidden:
             beside = np.argsort(order, axis=1)[:, in_blocks:]
             numbers = rng.uniform(Stream.BESIDE_BLOCKS, num_patches)[:, in_blocks:]
+            # Behind those of the blocks, whose values lie in 0..3.
             np.put_along_axis(order, beside, 3 + numbers, axis=1)
     visible = np.argsort(order, axis=1)[:, num_hidden:]
     return np.sort(visible.astype(np.int32), axis=1)

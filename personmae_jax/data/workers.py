@@ -1,4 +1,4 @@
-"""What every worker process of ours has in common: it lives exactly as its parent."""
+"""What every worker process of ours has in common: it exits when its parent does."""
 
 import contextlib
 import multiprocessing

@@ -115,8 +115,8 @@ def train(
     """The steps after `start`, two of them in flight.
 
     While the devices compute one step, the next one's batch is on its way to them:
-    nothing here waits for a step before the one after it has been dispatched, but for
-    a picture, retrieval scores, a checkpoint, a new round and the end.
+    the host waits for a step once the one after it has been dispatched, and at once
+    only for a picture, scores, a checkpoint, a new round and the end.
 
     Returns:
       The last step, which is saved: `num_steps` unless interrupted.

@@ -25,7 +25,7 @@ def reconstructions(
     predicted: UInt8[np.ndarray, "b height width 3"],
     patch: int,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """BatchRng a row an example: image with boxes, RegionA, RegionB, predicted RegionB.
+    """Draws a row an example: image with boxes, RegionA, RegionB, predicted RegionB.
 
     Hidden patches of RegionA are grey.
 
@@ -52,7 +52,7 @@ def rankings(
     found: Sequence[Sequence[Image]],
     is_match: Sequence[Bool[np.ndarray, " _k"]],
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """BatchRng a row a query: it, then what was found, nearest first.
+    """Draws a row a query: it, then what was found, nearest first.
 
     An image of the query's identity has a green frame, any other a red one.
 

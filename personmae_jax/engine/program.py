@@ -1,4 +1,4 @@
-"""What a training computes, laid out on a mesh; it knows neither files nor data."""
+"""The jitted functions of a training, with shapes and shardings; no files, no data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ class Program(Generic[Settings]):
         pipeline carries stays on the host.
       init_state: Makes the initial state where its sharding says it belongs; takes
         an encoder's parameters, on the devices, to start from instead of random ones.
-      train_step: (state, batch) -> (state, metrics), compiled once; takes the
-        state's memory over.
+      train_step: (state, batch) -> (state, metrics), compiled once; donates
+        the buffers of the input state.
     """
 
     cfg: Settings

@@ -68,7 +68,8 @@ class Training:
 
     Attributes:
       program: What it computes.
-      data: What only the data tell of a run, as `Workdir` takes it.
+      data: Facts of the data set, such as the number of records, as `Workdir`
+        takes them.
       about: Of the data, in a few words, for the first line of the log.
       start: Reads what the encoder starts from; called for a new run only.
       batches: Of this host: `HostBatches` over the whole run, or `Rounds` of them.

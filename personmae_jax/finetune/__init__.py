@@ -1,0 +1,1 @@
+"""Fine-tuning on identities: a program and a run on the one engine."""

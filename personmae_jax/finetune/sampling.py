@@ -4,13 +4,13 @@ The identities of all batches are an endless stream of passes. In each pass ever
 identity comes once, in an order of its own; where P does not divide their number, the
 fewer than P that are left over at its end are left out, others in each pass. An
 identity's images come in rounds: each round is a permutation of them, of which every
-pass takes the next K, and what does not fill K is left out of the round. An identity
-with fewer than K images repeats them, as evenly as can be.
+pass takes the next K, and what does not fill K is left out of the round (of 5 images at
+K = 4, one). An identity with fewer than K images repeats them, as evenly as can be.
 
-So the people of a batch are distinct, no image comes twice in it that need not, and
-everybody is seen equally often. `RandomIdentitySampler` of TransReID and HAP shows an
-identity as often as it has K images instead, and draws which, so that its batch k
-depends on all before it.
+So the people of a batch are distinct, an image repeats only if its identity has fewer
+than K, and everybody is seen equally often. `RandomIdentitySampler` of TransReID and
+HAP shows an identity as often as it has K images instead, and draws which, so that its
+batch k depends on all before it.
 """
 
 import numpy as np

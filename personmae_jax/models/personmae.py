@@ -1,4 +1,4 @@
-"""The whole network behind plain functions; no other model module is imported."""
+"""The whole network behind plain functions: other folders import only it."""
 
 from collections.abc import Mapping
 from typing import Any

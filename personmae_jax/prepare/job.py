@@ -1,8 +1,8 @@
 """From folders, zip, tar and LMDB to a tfds data set of ArrayRecord shards.
 
 The order of things, each of which survives being killed: a plan and one task a shard
-(`prepare_plan`), with --drop-duplicates a digest of every member, the shards
-(`prepare_shard`), and at the end `dataset_info.json` (`prepare_summary`), without
+(`plan.py`), with --drop-duplicates a digest of every member, the shards
+(`shard.py`), and at the end `dataset_info.json` (`summary.py`), without
 which tfds opens nothing.
 """
 

@@ -93,7 +93,7 @@ def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
 
 
 def read_checks(folder: epath.Path, shard: int) -> Checks:
-    """What `prepare_shard.write_shard` noted of shard number `shard`.
+    """What `shard.write_shard` noted of shard number `shard`.
 
     Raises:
       RunError: The notes are damaged.

@@ -1,0 +1,1 @@
+"""PersonMAE pretraining: losses, step, a program and a run on the one engine."""

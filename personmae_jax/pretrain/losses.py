@@ -16,7 +16,7 @@ def patch_moments(
     Source: `norm_pix_loss` in facebookresearch/mae, models_mae.py: the unbiased
     variance plus 1e-6, square root.
     """
-    # Contrast of a patch must not decide how much it counts; 1e-6 tames flat ones.
+    # So that patches of high contrast do not dominate; 1e-6 is for flat ones.
     mean = jnp.mean(patches, axis=-1, keepdims=True)
     var = jnp.var(patches, axis=-1, keepdims=True, ddof=1)  # torch.var is unbiased
     return mean, jnp.sqrt(var + 1e-6)
@@ -78,7 +78,7 @@ def visible_share(
 def _overlaps(
     offset: Float[Array, " b"], scale: Float[Array, " b"], size: int
 ) -> Float[Array, "b {size} {size}"]:
-    """Share of each of B's lines (second axis) that lies in each of A's (third)."""
+    """Fraction of each of B's rows or columns (axis 1) that lies in each of A's."""
     offset, scale = offset[:, None, None], scale[:, None, None]
     of_a = jnp.arange(size, dtype=jnp.float32)[None, None]
     start = of_a.swapaxes(1, 2) * scale + offset
@@ -107,8 +107,8 @@ def feature_target(
 def cls_target(blocks: Sequence[Float[Array, "b n d"]]) -> Float[Array, "b d"]:
     """The mean of RegionB's patch tokens over the teacher's upper blocks, normalised.
 
-    Not over tokens that `feature_target` has centred image by image: their mean is
-    nothing.
+    Not of tokens that `feature_target` has brought to zero mean over the image: this
+    mean would be zero.
 
     Source: `cls_loss` of data2vec 2.0.
     """

@@ -22,8 +22,8 @@ from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.metrics import read_rows
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.training import Start, Training
-from personmae_jax.pretrain.monitor import Scorer, open_people
 from personmae_jax.pretrain.program import build, count_steps, make_reconstruct
+from personmae_jax.pretrain.scorer import Scorer, open_people
 from personmae_jax.pretrain.state import TrainState
 from personmae_jax.pytorch import importer
 

@@ -1,0 +1,1 @@
+"""Rendered pedestrians with identity and camera, by numpy and OpenCV."""

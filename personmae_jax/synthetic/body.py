@@ -74,7 +74,7 @@ def draw_pose(draws: Iterator[float], sin_yaw: float) -> Pose:
 
 
 def draw_body(canvas: _Canvas, who: Person, view: View, pose: Pose) -> None:
-    """BatchRng the person, what is far from the camera first."""
+    """Draws the person, what is far from the camera first."""
     reach = int(2 * who.hip * view.scale)
     spot = int(view.x), int(view.foot - 2)
     cv2.ellipse(canvas, spot, (reach, reach // 6), 0, 0, 360, SHADOW, -1)
@@ -192,7 +192,7 @@ class _Head:
 
 
 def _long_hair(canvas: _Canvas, who: Person, head: _Head) -> None:
-    """BatchRng the hair that falls on the back, if there is any."""
+    """Draws the hair that falls on the back, if there is any."""
     if who.hair in ("bob", "long"):
         length = 0.5 if who.hair == "bob" else 1.3
         head.blob(canvas, HAIR, 0.35 * head.back, length - 0.1, 1.15, 0.3 + length)
@@ -225,7 +225,7 @@ def _face(canvas: _Canvas, who: Person, view: View, head: _Head) -> None:
 
 
 def _bag(canvas: _Canvas, who: Person, view: View, pose: Pose, *, behind: bool) -> None:
-    """BatchRng the bag, or the part of it, that lies behind (or before) the trunk."""
+    """Draws the bag, or the part of it, that lies behind (or before) the trunk."""
     waist, side = pose.waist, who.bag_side
     if who.bag == "backpack":
         if behind == (view.cos > -0.1):
@@ -254,7 +254,7 @@ def _strap(canvas: _Canvas, part: int, start: _Point, end: _Point, view: View) -
 def _box(
     canvas: _Canvas, centre: _Point, halves: tuple[float, float], view: View
 ) -> None:
-    """BatchRng a bag with seam and pocket; `halves` of its width and height."""
+    """Draws a bag with seam and pocket; `halves` of its width and height."""
     (x, y), (wide, high) = centre, (half * view.scale for half in halves)
     for part, share, top, bottom in (
         (BAG, 1.0, -1.0, 1.0),
@@ -273,7 +273,7 @@ def _section(
     levels: Sequence[tuple[float, float]],
     ahead: float = 0.0,
 ) -> None:
-    """BatchRng what spans the `levels`, each (height, half width), `ahead` in z."""
+    """Draws what spans the `levels`, each (height, half width), `ahead` in z."""
     left, right = [], []
     for y, half in levels:
         x, row = view.at(0.0, y, ahead)
@@ -285,7 +285,7 @@ def _section(
 def _limb(
     canvas: _Canvas, part: int, start: _Point, end: _Point, wide: float, narrow: float
 ) -> None:
-    """BatchRng a tapering limb with round ends; half widths in half pixels."""
+    """Draws a tapering limb with round ends; half widths in half pixels."""
     (x, y), (u, v) = start, end
     length = math.hypot(u - x, v - y) or 1.0
     a, b = (y - v) / length, (u - x) / length

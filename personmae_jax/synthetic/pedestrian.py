@@ -1,9 +1,9 @@
 """Synthetic pedestrians: images with identity, camera and pose that need no download.
 
 An image is a pure function of (seed, identity, camera, shot). The identity owns
-body, hair, garments, their textures and the bag (`synthetic_person.py`); the camera
-owns place, colours, blur and viewpoint (`synthetic_scene.py`); the shot owns the
-pose (`synthetic_body.py`), the crop, the light and what stands in the way.
+body, hair, garments, their textures and the bag (`person.py`); the camera
+owns place, colours, blur and viewpoint (`scene.py`); the shot owns the
+pose (`body.py`), the crop, the light and what stands in the way.
 
 Figures are painted by numbers: body parts are drawn into a plane of part numbers,
 the textures of the garments are added as further digits, and a palette turns the

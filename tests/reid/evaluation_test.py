@@ -15,8 +15,8 @@ from personmae_jax.config import Config, SyntheticConfig
 from personmae_jax.data import images
 from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.pretrain import monitor
 from personmae_jax.pretrain import program as programs
+from personmae_jax.pretrain import scorer
 from personmae_jax.pytorch.export import describe_export, encoder_tensors
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.reid import datasets, evaluation, retrieval
@@ -162,9 +162,9 @@ def test_a_run_is_scored_as_it_scored_itself(tmp_path):
     student, teacher = (trained_like(cfg.encoder, seed) for seed in range(2))
     make_run(tmp_path / "run", cfg, {0: (student, teacher)})
     program = programs.build(cfg, sharding.make_mesh(cfg.mesh), 1000)
-    people = monitor.open_people(cfg)
+    people = scorer.open_people(cfg)
     assert people is not None
-    itself = monitor.Scorer(cfg, program, people)
+    itself = scorer.Scorer(cfg, program, people)
     student, teacher = sharding.replicate((student, teacher), program.mesh)
     told = itself(
         0,

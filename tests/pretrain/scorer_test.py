@@ -18,8 +18,8 @@ from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.training import Streams
 from personmae_jax.errors import ConfigError
 from personmae_jax.pretrain import program as programs
-from personmae_jax.pretrain.monitor import Scorer, open_people
 from personmae_jax.pretrain.run import make_training, run
+from personmae_jax.pretrain.scorer import Scorer, open_people
 from personmae_jax.reid.features import Extractor
 from personmae_jax.synthetic.pedestrian import encode_pedestrian
 
