@@ -116,10 +116,11 @@ class Campaign:
         row: dict[str, Any] = {"kind": self._kind, "number": number, "kills": []}
         for _ in range(min(kills, _KILLS_A_RUN)):
             # Before this python is still importing.
-            delay = self._seconds * rng.uniform(0.3, 1.0)
+            delay = self._seconds * rng.uniform(0.2, 0.9)
             codes, said, was_killed = self._start(folder, delay, rng)
-            if was_killed:
-                row["kills"].append([round(delay, 2), *codes])
+            if not was_killed:
+                break
+            row["kills"].append([round(delay, 2), *codes])
         codes, said, _ = self._start(folder)
         row["codes"] = codes
         row["equal"] = codes[0] == 0 and _content(self._kind, folder) == self._wanted

@@ -56,8 +56,14 @@ def run(training: Training, workdir: str) -> int:
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )
         start = checkpoints.latest_step()
+        best = None
+        if training.scorer is not None:
+            training.scorer.restore(path, start or 0)
+            best = training.scorer.best_step
+            checkpoints.pin(best or 0)
         if start is not None and start >= num_steps:
-            checkpoints.prune()
+            if best != 0:  # rows that are lost do not tell which one to keep
+                checkpoints.prune()
             if is_main:
                 print(
                     f"{path} holds a finished run of {start} steps: nothing to do. "
@@ -78,9 +84,6 @@ def run(training: Training, workdir: str) -> int:
                 checkpoints.save(0, state)
         else:
             state = checkpoints.restore(program.abstract_state, start)
-        if training.scorer is not None:
-            training.scorer.restore(path, start)
-            checkpoints.pin(training.scorer.best_step or 0)
         if is_main:
             print(_describe(training, start), flush=True)
         rows = stack.enter_context(

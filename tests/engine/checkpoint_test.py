@@ -297,6 +297,13 @@ def test_what_a_run_killed_after_its_last_save_left_too_many_is_removed(saved):
     assert {p.name for p in (saved / "checkpoints").iterdir()} == {"0", "20"}
 
 
+def test_what_is_pinned_survives_that_too(saved):
+    with open_checkpoints(saved, keep=1) as checkpoints:
+        checkpoints.pin(10)
+        checkpoints.prune()
+    assert {p.name for p in (saved / "checkpoints").iterdir()} == {"0", "10", "20"}
+
+
 @pytest.mark.parametrize(("weights", "factor"), [("student", 1), ("teacher", 0.5)])
 def test_encoder_is_restored_alone_and_nothing_is_created(saved, weights, factor):
     before = listing(saved)

@@ -205,6 +205,8 @@ def test_the_best_checkpoint_and_the_last_are_kept_across_a_restart(
     assert (scores["step"], scores["best"]["step"]) == (8, 4)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.endswith("best")]
     assert line.split()[:3] == ["4", "2.0", "0.900"]
+    finetune.run(cfg, str(tmp_path), tiny_people())  # finished: nothing to do
+    assert saved(tmp_path) == {4, 8}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
