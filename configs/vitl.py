@@ -10,10 +10,22 @@ Hardware: TPU or GPU; nobody has run it in full yet, so no time and no number st
 here.
 """
 
-from personmae_jax.config import Config, EncoderConfig
+from personmae_jax.config import Config, EncoderConfig, PredictorConfig
 
 
 def get_config() -> Config:
-    cfg = Config()
-    cfg.encoder = EncoderConfig(width=1024, depth=24, num_heads=16)
+    cfg = Config()  # what is not named here has its default of config.py
+    cfg.encoder = EncoderConfig(width=1024, depth=24, num_heads=16, patch_size=16)
+    cfg.data.height, cfg.data.width = 256, 128
+    # Two crops of one image, independent of each other; blocks of A are hidden.
+    cfg.regions.min_area, cfg.regions.max_area = 0.5, 1.0
+    cfg.masks.kind, cfg.masks.ratio = "block", 0.5
+    # Two small decoders predict the whole of B: its pixels, and the teacher's features.
+    cfg.pixel_predictor = PredictorConfig(depth=2)
+    cfg.feature_predictor = PredictorConfig(depth=2)
+    cfg.loss.pixel_weight, cfg.loss.feature_weight = 1.0, 1.0
+    cfg.teacher.start_fraction, cfg.teacher.end_fraction = 0.002, 0.02  # of the run
+    cfg.train.batch_size, cfg.train.epochs = 4096, 300.0
+    cfg.optim.base_lr, cfg.optim.weight_decay = 1.5e-4, 0.05
+    cfg.optim.warmup = 40 / 300
     return cfg
