@@ -21,7 +21,9 @@ def get_config() -> Config:
     cfg.regions.min_area, cfg.regions.max_area = 0.5, 1.0
     cfg.masks.kind, cfg.masks.ratio = "block", 0.5
     # Two small decoders predict the whole of B: its pixels, and the teacher's features.
-    cfg.pixel_predictor = PredictorConfig(depth=2)
+    cfg.pixel_predictor = PredictorConfig(
+        width=512, depth=2, num_heads=8, memory_blocks=(0, -1)
+    )
     cfg.feature_predictor = PredictorConfig(depth=2)
     cfg.loss.pixel_weight, cfg.loss.feature_weight = 1.0, 1.0
     cfg.teacher.start_fraction, cfg.teacher.end_fraction = 0.002, 0.02  # of the run
