@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int64, UInt8
 
 from personmae_jax import foreign_files
@@ -188,7 +189,7 @@ def check_training(dataset: ReidDataset) -> None:
     """Refuses training images from which nobody can be told from somebody else.
 
     Raises:
-      ConfigError: There are none, fewer than two identities, or one with one image.
+      ConfigError: There are none, or fewer than two identities.
     """
     if not len(dataset.train):
         raise ConfigError(f"{dataset.where} has no images to train on")
@@ -200,10 +201,12 @@ def check_training(dataset: ReidDataset) -> None:
         )
     alone = dataset.train[np.isin(people, identities[counts == 1])]
     if len(alone):
-        raise ConfigError(
-            f"{dataset.where}: {len(alone)} identities to train on have one image "
-            f"only, e.g. {dataset.records.name(int(alone[0]))}; add images of them or "
-            "take them out"
+        logging.warning(
+            "%s: %d identities to train on have one image only, e.g. %s, which stands "
+            "for all of theirs in a batch; add images of them or take them out",
+            dataset.where,
+            len(alone),
+            dataset.records.name(int(alone[0])),
         )
 
 
@@ -219,7 +222,9 @@ def _check_retrieval(dataset: ReidDataset) -> None:
     if len(np.unique(pairs[:, 1])) == 1:
         raise ConfigError(
             f"{where}: every image is of camera {pairs[0, 1]}; retrieval is scored "
-            "across cameras, so there must be 2 or more"
+            "across cameras, so there must be 2 or more. If none are known, give those "
+            "who are sought another camera than the gallery, or make a folder for each "
+            "identity (id_folders), where the first image is sought among the others"
         )
     if not len(gallery):
         raise ConfigError(f"{where} has no gallery image")

@@ -8,6 +8,7 @@ from personmae_jax import foreign_files
 from personmae_jax.data import names
 from personmae_jax.data.records import IMAGE_SUFFIXES
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid.cameras import cameras_of, first_against_others
 
 JUNK = -1  # identity of what the detector should not have cut out; Market-1501
 
@@ -18,17 +19,17 @@ LAYOUTS = {
     "list_val.txt (both are trained on), which are part of the release, with lines "
     "`0000/0000_000_01_0303morning_0008_0.jpg 0`, beside test/ and train/ (or "
     "mask_test_v2/ and mask_train_v2/)",
-    "id_folders": "a folder for each identity with images named CAMERA_..., e.g. "
-    "004/01_3.jpg; or val/ and train/, each of that kind",
+    "id_folders": "a folder for each identity with images named CAMERA_... or "
+    "..._cCAMERA..., e.g. 004/01_3.jpg; or val/ and train/, each of that kind",
     "occluded_whole": "occluded_body_images/ (or partial_body_images/), the queries, "
     "and whole_body_images/, the gallery, each with a folder for each identity or "
     "with images named IDENTITY_..., e.g. 001/001_01.tif; or test/ and train/, each "
     "of that kind",
 }
 
-_MARKET1501_NAME = re.compile(r"(-1|\d+)_c(\d+)")
-_MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_")
-_ID_FOLDERS_NAME = re.compile(r"(\d+)_")
+# No more digits than an int64 holds.
+_MARKET1501_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})(?!\d)")
+_MSMT17_NAME = re.compile(r"\d+_\d+_(\d{1,18})_")
 _OCCLUDED_WHOLE_NAME = re.compile(r"(\d+)")
 # Partial-REID has the first two; its queries are the first.
 _OCCLUDED = ("partial_body_images", "occluded_body_images")
@@ -108,38 +109,47 @@ def read_msmt17(root: str) -> Parts:
 def read_id_folders(root: str, query_camera: int | None) -> Parts:
     """Lists a folder for each identity; identities are numbered in sorted order.
 
+    Where no name tells a camera, or all images to test on are of one, the first image
+    of each identity is sought among its others and everybody else's.
+
     Raises:
       ConfigError: It is not laid out so, or no image is of `query_camera`.
     """
     has_parts = all(os.path.isdir(os.path.join(root, p)) for p in ("val", "train"))
-
-    def read(part: str) -> list[Place]:
-        places = []
-        for number, identity in enumerate(_listed(os.path.join(root, part))):
-            folder = os.path.join(part, identity)
-            if not os.path.isdir(os.path.join(root, folder)):
-                continue
-            images = _images(os.path.join(root, folder))
-            names = [os.path.join(folder, name) for name in images]
-            found = _match("id_folders", root, _ID_FOLDERS_NAME, names)
-            places += [
-                (n, number, int(m[1])) for n, m in zip(names, found, strict=True)
-            ]
-        if not places:
-            raise _unexpected("id_folders", os.path.join(root, part))
-        return places
-
-    test = read("val" if has_parts else "")
-    cameras = sorted({camera for _, _, camera in test})
+    where = f"id_folders in {root!r}"
+    test = _people_of(root, "val" if has_parts else "")
+    train = _people_of(root, "train") if has_parts else []
+    cameras = cameras_of([path for path, _ in test + train], where) or [0]
+    if len(cameras) == 1:
+        cameras *= len(test + train)
+    pairs = zip(test + train, cameras, strict=True)
+    places = [(path, identity, camera) for (path, identity), camera in pairs]
+    test, train = places[: len(test)], places[len(test) :]
+    cameras = sorted({*cameras[: len(test)]})
+    if len(cameras) == 1 and query_camera is None:
+        test = first_against_others(test, where)
+        cameras = [0]
     chosen = cameras[0] if query_camera is None else query_camera
     if chosen not in cameras:
         raise ConfigError(
-            f"id_folders in {root!r}: no image is of the query camera {chosen}; its "
-            f"cameras are {', '.join(map(str, cameras))}"
+            f"{where}: no image is of the query camera {chosen}; its cameras are "
+            f"{', '.join(map(str, cameras))}"
         )
     query = [place for place in test if place[2] == chosen]
-    gallery = [place for place in test if place[2] != chosen]
-    return query, gallery, read("train") if has_parts else []
+    return query, [place for place in test if place[2] != chosen], train
+
+
+def _people_of(root: str, part: str) -> list[tuple[str, int]]:
+    """(path, number of the identity) of all images in folders of identities."""
+    found = []
+    for number, identity in enumerate(_listed(os.path.join(root, part))):
+        folder = os.path.join(part, identity)
+        if os.path.isdir(os.path.join(root, folder)):
+            images = _images(os.path.join(root, folder))
+            found += [(os.path.join(folder, image), number) for image in images]
+    if not found:
+        raise _unexpected("id_folders", os.path.join(root, part))
+    return found
 
 
 def read_occluded_whole(root: str) -> Parts:
@@ -204,7 +214,7 @@ def _parse(line: str, where: str) -> tuple[str, int]:
     """Splits `PATH IDENTITY`; the path stays inside the data set."""
     path, _, identity = line.rpartition(" ")
     is_outside = os.path.isabs(path) or ".." in path.split("/")
-    if not path or is_outside or not identity.isdecimal():
+    if not path or is_outside or not re.fullmatch(r"\d{1,18}", identity):
         raise ConfigError(
             f"{printable(where)!r} has the line {printable(line)!r}; "
             f"msmt17 is {LAYOUTS['msmt17']}"

@@ -166,7 +166,6 @@ TEST = {"query": ["0003_c1_1"], "gallery": ["0003_c2_1", "0004_c1_1"]}
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"train": [*TRAIN, "0005_c1_1"]}, "1 identities to train on have one image"),
         ({"train": []}, "has no images to train on"),
         ({"query": []}, "has no query image"),
         ({"gallery": ["0009_c2_1"]}, "no identity of the query is in the gallery"),
