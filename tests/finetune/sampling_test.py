@@ -142,7 +142,7 @@ def open_with(**settings):
 
 def test_more_identities_in_a_batch_than_there_are_is_refused():
     assert len(open_with().train) == 32
-    with pytest.raises(ConfigError, match="exceeds the 8 identities that 10 drawn"):
+    with pytest.raises(ConfigError, match="exceeds the 8 identities that 10 synthetic"):
         open_with(sampling__identities=9)
 
 
