@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from personmae_jax.engine import revision
+from personmae_jax.engine import distributed, revision
 from personmae_jax.engine.checkpoint_files import (
     STATE,
     HashedState,
@@ -199,6 +199,10 @@ class Checkpoints(Closing):
             act()
         except Exception as e:  # orbax and tensorstore raise whatever they meet
             logging.debug("Saving failed.", exc_info=True)
+            # Not of storage, whose errors bear the same names.
+            if isinstance(e, jax.errors.JaxRuntimeError):
+                if lost := distributed.lost_process(e):
+                    raise lost from e
             whole = whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "

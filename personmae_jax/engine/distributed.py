@@ -1,11 +1,16 @@
 """Joins the processes of a run, which a SIGTERM to one of them then ends together."""
 
+import re
 import socket
 
 import jax
 
 from personmae_jax.engine import signals
-from personmae_jax.errors import ConfigError, first_line
+from personmae_jax.errors import ConfigError, RunError, first_line
+
+_WAIT = 300.0  # seconds for the other processes to start; jax's own default
+# What XLA, Gloo and jax's service call it when a process cannot be reached.
+_STATUS = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED|CANCELLED")
 
 # Ours for as long as this process lives: see `_reserve_port`.
 _reserved: list[socket.socket] = []
@@ -67,10 +72,24 @@ def join(
             f"--process_id={process_id} is not in 0 .. {num_processes - 1}, one less "
             "than --num_processes"
         )
-    try:
-        jax.distributed.initialize(
-            coordinator, num_processes=num_processes, process_id=process_id
+    others = (
+        "the other processes of the cluster that jax finds in the environment (Slurm, "
+        "Open MPI, Cloud TPU); start all of them, e.g. with srun"
+    )
+    if coordinator is not None:
+        others = (
+            f"the {num_processes} processes of --coordinator={coordinator}, of which "
+            f"this is --process_id={process_id}; start all of them, and see that each "
+            "reaches that address"
         )
+    try:
+        with signals.ending_a_wait(others, _WAIT):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes=num_processes,
+                process_id=process_id,
+                initialization_timeout=10 * int(_WAIT),  # it would abort the process
+            )
     except ValueError as e:
         # Its way to say that there is no cluster.
         if "coordinator_address should be defined" not in str(e):
@@ -80,6 +99,17 @@ def join(
             ) from e
         return False
     return True
+
+
+def lost_process(error: BaseException) -> RunError | None:
+    """What to raise if `error` means that another process of the run has gone."""
+    if jax.process_count() == 1 or not _STATUS.match(str(error)):
+        return None
+    return RunError(
+        f"another process of this run has died or cannot be reached "
+        f"({first_line(error)[:300]}); its log tells why; start all of them again to "
+        "go on from the last checkpoint"
+    )
 
 
 def _reserve_port() -> int:

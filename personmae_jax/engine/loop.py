@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -14,6 +13,7 @@ import jax
 from etils import epath
 
 from personmae_jax import sharding
+from personmae_jax.engine import distributed
 from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.engine.curves import write_curves
 from personmae_jax.engine.profiling import Trace
@@ -22,8 +22,6 @@ from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Streams, Training
 from personmae_jax.engine.workdir import Workdir
 from personmae_jax.errors import RunError, first_line
-
-_XLA_STATUS = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED")
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 
@@ -216,13 +214,9 @@ def device_errors(hint: str) -> Iterator[None]:
                 f"out of memory on the device ({first_line(e)}); use a smaller batch, "
                 f"{hint}, --config.train.remat=block, or more devices"
             ) from e
-        if jax.process_count() == 1 or not _XLA_STATUS.match(str(e)):
-            raise
-        raise RunError(
-            f"another process of this run has died or cannot be reached "
-            f"({first_line(e)}); its log tells why; start all of them again to go "
-            "on from the last checkpoint"
-        ) from e
+        if lost := distributed.lost_process(e):
+            raise lost from e
+        raise
 
 
 def keep_compiled(workdir: epath.Path) -> None:

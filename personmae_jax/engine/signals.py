@@ -8,6 +8,7 @@ stands before jax is imported.
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from absl import logging
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _INTERRUPTED = 75  # the exit code: start again
+_SHORT = 3.0  # seconds of waiting that need no word
 _KILLED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -55,6 +57,43 @@ def raised(error: type[BaseException]) -> Iterator[None]:
     finally:
         for number, handler in zip(_NUMBERS, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_a_wait(what: str, seconds: float) -> Iterator[None]:
+    """Inside, either ends the process with 75, and so many seconds end it with 1.
+
+    For a wait below Python, where its handlers are not called: a thread of its own
+    reads the signals from the wake-up pipe, and says what is waited for.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def leave(text: str, code: int) -> None:
+        print(text, file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def watch() -> None:
+        if not select.select([reader], [], [], _SHORT)[0]:
+            print(f"waiting for {what} ...", file=sys.stderr, flush=True)
+        while select.select([reader], [], [], seconds)[0]:
+            number = os.read(reader, 1)
+            if not number:
+                return  # the wait is over
+            if number[0] in _NUMBERS:
+                leave("interrupted before any work was done; start again", _INTERRUPTED)
+        leave(f"error: waited {seconds:.0f} s in vain for {what}", 1)
+
+    thread = threading.Thread(target=watch, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 def take_back_sigterm() -> None:

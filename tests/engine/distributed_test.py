@@ -134,6 +134,38 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+WAIT = """
+import ast
+import sys
+from personmae_jax.engine import distributed, signals
+signals.leave_at_once("")
+signals._SHORT = 0.1
+distributed._WAIT = float(sys.argv[1])
+distributed.join("127.0.0.1:9", 2, 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_wait_for_the_other_processes_says_so_and_ends_at_a_signal(number):
+    with start(WAIT, 300) as process:
+        said = process.stderr.readline()
+        assert "waiting for the 2 processes of --coordinator=127.0.0.1:9" in said
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Traceback" not in rest
+
+
+@pytest.mark.slow
+def test_a_wait_for_the_other_processes_has_an_end():
+    with start(WAIT, 1) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "waited 1 s in vain for the 2 processes" in line
+
+
 @pytest.mark.parametrize(
     "given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None), (None, None, 0)]
 )
