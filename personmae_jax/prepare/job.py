@@ -63,22 +63,17 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
       RunError: A failure; the finished shards stay good.
     """
     folder = epath.Path(os.path.abspath(out))
-    plan = _open_folder(folder, request)
-    if plan is not None and is_finished(folder):
+    _open_folder(folder, request)  # refuses before anything is written
+    if is_finished(folder) and not _leftovers(folder):
         print(f"{folder} is finished already")
         print(summary_text(folder))
         return 0
     held = _lock(folder)
     try:
         with signals.raised(Interrupted):
-            plan = plan or _make_plan(folder, request)
-            if request.drop_duplicates:
-                _find_copies(folder, plan, run_shards)
-            is_left = [
-                s for s in range(plan.num_shards) if not _is_there(folder, plan, s)
-            ]
-            run_shards(write_shard, str(folder), plan, is_left)
-            finish(folder, plan)
+            plan = _open_folder(folder, request)  # before the lock another was at work
+            if plan is None or not is_finished(folder):
+                _work(folder, plan or _make_plan(folder, request), run_shards)
             remove_tasks(folder)
     except Interrupted:
         print(
@@ -88,12 +83,27 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
         )
         return 75
     finally:
-        for pattern in ("*.part", "*/*.part"):  # of processes that were killed
-            for left in folder.glob(pattern):
+        for left in _leftovers(folder):
+            if left.suffix == ".part":
                 left.unlink(missing_ok=True)
         held.release()
     print(summary_text(folder))
     return 0
+
+
+def _work(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
+    if plan.request["drop_duplicates"]:
+        _find_copies(folder, plan, run_shards)
+    is_left = [s for s in range(plan.num_shards) if not _is_there(folder, plan, s)]
+    run_shards(write_shard, str(folder), plan, is_left)
+    finish(folder, plan)
+
+
+def _leftovers(folder: epath.Path) -> list[epath.Path]:
+    """What a finished preparation does not keep, also of processes that were killed."""
+    return [
+        p for pattern in ("tasks", "*.part", "*/*.part") for p in folder.glob(pattern)
+    ]
 
 
 def _open_folder(folder: epath.Path, request: Request) -> Plan | None:

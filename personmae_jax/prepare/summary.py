@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from personmae_jax import foreign_files
 from personmae_jax.data.images import Outcome
 from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import RunError
@@ -124,7 +125,13 @@ def _spread(sides: np.ndarray) -> dict[str, int]:
 
 def summary_text(folder: epath.Path) -> str:
     """The summary as a person reads it."""
-    summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
+    try:
+        return _as_text(folder, foreign_files.read_json(folder / _SUMMARY))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{folder / _SUMMARY} is damaged; --check={folder} looks at the rest"
+
+
+def _as_text(folder: epath.Path, summary: dict[str, Any]) -> str:
     lines = []
     for name, value in summary.items():
         if isinstance(value, dict):

@@ -311,6 +311,51 @@ def test_a_finished_one_says_so_even_when_its_source_is_gone(tmp_path, capsys):
     assert shards_of(tmp_path / "out") == before
 
 
+def test_what_a_preparation_that_was_killed_late_left_goes_with_the_next_start(
+    tmp_path, monkeypatch, capsys
+):
+    """Killed after the data set was whole, before its tasks were removed."""
+    source, out = write_folder(tmp_path / "in", members(9)), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "remove_tasks", lambda folder: None)
+        run(out, source)
+    (out / "tasks" / "x.part").touch()
+    (out / "a.part").touch()
+    before = {name for name in shards_of(out) if "task" not in name} - {"a.part"}
+    capsys.readouterr()
+    run(out, source)
+    assert "finished already" not in capsys.readouterr().out
+    assert {*shards_of(out)} == before
+    run(out, source)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_what_another_did_before_the_lock_was_taken_is_seen(tmp_path, monkeypatch):
+    """Two start at once in an empty folder: the second must not mix its own plan in."""
+    sources = [write_folder(tmp_path / name, members(9)) for name in ("a", "b")]
+    out, lock = tmp_path / "out", prepare_module._lock
+
+    def other_first(folder):
+        monkeypatch.setattr(prepare_module, "_lock", lock)
+        run(out, sources[0])
+        return lock(folder)
+
+    monkeypatch.setattr(prepare_module, "_lock", other_first)
+    with pytest.raises(ConfigError, match="holds a preparation with other settings"):
+        run(out, sources[1])
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[]", '{"a": {"b": "c"}}', '{"a": [[]]}', '{"a": null}']
+)
+def test_a_damaged_summary_is_told_in_a_sentence(tmp_path, capsys, content):
+    source, out = write_folder(tmp_path / "in", members(3)), tmp_path / "out"
+    run(out, source)
+    (out / "summary.json").write_text(content)
+    prepare(Request(source=(str(source),)), str(out), one_by_one)
+    assert "summary.json is damaged; --check=" in capsys.readouterr().out
+
+
 def test_a_folder_of_another_preparation_is_refused_naming_the_difference(tmp_path):
     source = write_zip(tmp_path / "a.zip", members(3))
     other = write_zip(tmp_path / "b.zip", members(4))
