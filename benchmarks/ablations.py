@@ -42,6 +42,10 @@ _BEFORE = [
     "--config.loss.visible_pixel_weight=1",
     "--config.masks.ratio=0.5",
     "--config.masks.block_share=1",
+    "--config.pixel_predictor.use_self_attention=True",
+    "--config.pixel_predictor.memory_blocks=(0,-1)",
+    "--config.feature_predictor.use_self_attention=True",
+    "--config.feature_predictor.memory_blocks=(-1,)",
 ]
 _NESTED = ["--config.regions.min_area=0.8", "--config.regions.nested=1"]
 _CLS = ["--config.loss.cls_weight=0.02"]
@@ -369,7 +373,7 @@ def main() -> None:
         crops, people = draw(args.out)
     else:
         crops, people = args.out / "crops", people_of(args.people)
-        link(crops, [image for folder in args.crops for image in folder.iterdir()])
+        link(crops, [image for folder in args.crops for image in folder.glob("*.jpg")])
     Bench(args, crops.absolute(), people).run()
     print((args.out / "table.md").read_text())
 

@@ -14,7 +14,7 @@ from tiny import tiny_config
 from personmae_jax.config import Config
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.preflight import chips, estimate
+from personmae_jax.preflight import chips, estimate, text
 from personmae_jax.preflight.model_flops import model_flops_per_image
 from personmae_jax.preflight.text import describe
 
@@ -169,6 +169,23 @@ def test_speed_days_and_share_follow_from_the_seconds_of_a_step():
     assert speed["chip_hours"] == pytest.approx(4 * 20 * 0.25 / 3600)
 
 
+def test_what_slower_kernels_leave_of_the_share_is_said_beside_it():
+    report = {
+        **dict.fromkeys(("days", "chip_hours", "model_flops_per_image"), 0.0),
+        "images_per_second_per_chip": 1.0,
+        "share_of_peak": 0.5,
+        "estimated_cycles": 80.0,
+        "clock": 1.5e9,
+        "step_seconds": 1.0,
+        "num_steps": 10,
+        "kernels": [{"cycles": 15.0}, {"cycles": 5.0}],
+    }
+    told = "50.0 %; 40.0 % if the custom calls below take twice as long"
+    assert told in "\n".join(text._speed(report))
+    report["kernels"] = []
+    assert "take twice" not in "\n".join(text._speed(report))
+
+
 def test_the_length_of_the_run_is_that_of_luperson_unless_said():
     cfg = Config()
     cfg.train.epochs = 300
@@ -245,6 +262,7 @@ def test_the_real_compiler_estimates_a_step_for_chips_that_are_not_here(tmp_path
         "--config.pixel_predictor.width=48",
         "--config.pixel_predictor.depth=1",
         "--config.feature_predictor.depth=1",
+        "--config.feature_predictor.memory_blocks=(-1,)",
         "--config.train.batch_size=32",
     )
     assert done.returncode == 0, done.stderr
