@@ -360,6 +360,27 @@ def test_a_zip_of_more_than_65535_files_without_zip64_is_read_whole(tmp_path):
         list_sources([str(path)])
 
 
+def test_members_of_a_zip_beyond_4_gib_whose_places_have_wrapped_are_read(tmp_path):
+    """As writers without zip64 leave them; the file has a hole of 4 GiB."""
+    path, central = tmp_path / "a.zip", b""
+    places = {b"a.jpg": 0, b"b.jpg": 5000, b"c.jpg": 2**32 + 100, b"d.jpg": 2**32 + 900}
+    with path.open("wb") as file:
+        for name, place in places.items():
+            tail = struct.pack("<IIIHH", zlib.crc32(name), 5, 5, len(name), 0)
+            file.seek(place)
+            file.write(b"PK\3\4" + struct.pack("<HHHHH", 20, 0, 0, 0, 0) + tail)
+            file.write(2 * name)
+            central += b"PK\1\2" + struct.pack("<HHHHHH", 20, 20, 0, 0, 0, 0) + tail
+            central += struct.pack("<HHHII", 0, 0, 0, 0, place % 2**32) + name
+        start = file.seek(2**32 + 2000) % 2**32
+        end = struct.pack("<HHHHIIH", 0, 0, 4, 4, len(central), start, 0)
+        file.write(central + b"PK\5\6" + end)
+    listing = list_sources([str(path)])[0]
+    reader = open_reader("zip", listing.paths)
+    for number, name in enumerate(places):
+        assert reader.read(name, listing.places[number], 9) == name
+
+
 def test_zip_members_that_lie_over_one_another_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
     data = bytearray(path.read_bytes())
