@@ -1,7 +1,9 @@
 """Checkpoints of a run: saved in the background, restored on any devices."""
 
 import contextlib
+import functools
 import json
+import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -199,10 +201,9 @@ class Checkpoints(Closing):
             act()
         except Exception as e:  # orbax and tensorstore raise whatever they meet
             logging.debug("Saving failed.", exc_info=True)
-            # Not of storage, whose errors bear the same names.
-            if isinstance(e, jax.errors.JaxRuntimeError):
-                if lost := distributed.lost_process(e):
-                    raise lost from e
+            is_storage = not isinstance(e, jax.errors.JaxRuntimeError)  # same words
+            if not is_storage and (lost := distributed.lost_process(e)):
+                raise lost from e
             whole = whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "
@@ -239,17 +240,12 @@ def restore_encoder(
     if path[0] not in structure:
         raise ConfigError(f"the run in {workdir} has no {weights}: it was fine-tuned")
     try:
-        for name in path:
-            structure = structure[name]
+        wanted = functools.reduce(operator.getitem, path, structure)
     except KeyError as e:
         raise damaged(folder, e) from e
-    wanted = structure
     for name in reversed(path):
         wanted = {name: wanted}
-    params = restore_part(folder, wanted)
-    for name in path:
-        params = params[name]
-    return params
+    return functools.reduce(operator.getitem, path, restore_part(folder, wanted))
 
 
 def restore_head(
