@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from personmae_jax.data.workers import exit_with_parent
+from personmae_jax.errors import RunError
 
 _BATCHES_AHEAD = 2  # held by this process, or by each worker
 
@@ -118,7 +119,16 @@ class BatchIterator(Iterator[Batch]):
         self._stop = weakref.finalize(self, _stop, self._iterator, self._batches._pool)
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        """The next batch; raises RunError if a worker process was killed."""
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # grain's words
+                raise
+            raise RunError(
+                "a data worker was killed, as a rule for want of memory; start again "
+                "with the same command and fewer --config.data.num_workers (0: none)"
+            ) from error
 
     def close(self) -> None:
         """Stops threads and worker processes; safe to call twice."""

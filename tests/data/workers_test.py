@@ -63,3 +63,16 @@ def test_workers_outlive_a_signal_that_the_run_outlives(run, number):
     run.kill()
     _, stderr = run.communicate(timeout=30)
     assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_in_a_sentence(run):
+    for _ in range(4):
+        assert run.stdout.readline() == "batch\n"
+    threads = pathlib.Path(f"/proc/{run.pid}/task").iterdir()
+    for child in " ".join((t / "children").read_text() for t in threads).split():
+        command = pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"spawn_main" in command:
+            os.kill(int(child), signal.SIGKILL)  # as the kernel, out of memory
+    error = run.communicate(timeout=60)[1]
+    assert "RunError: a data worker was killed" in error
