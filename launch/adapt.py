@@ -22,6 +22,8 @@ def main() -> int:
 
     init.settle(cfg, workdir)
     check_unsupervised(cfg)
+    if cfg.data.layout in ("id_folders", "images"):
+        command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     from personmae_jax.unsupervised import data
 
     target, people = data.open_target(cfg)

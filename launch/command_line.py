@@ -6,6 +6,7 @@ was done; 75 interrupted and saved, start again.
 
 import contextlib
 import functools
+import logging as stdlib_logging
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+import output
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -21,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from personmae_jax.config import Config
 from personmae_jax.config_values import field_paths, nearest_field
 from personmae_jax.engine import signals
-from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.errors import ConfigError, RunError, first_line
 
 Settings = TypeVar("Settings")
 
@@ -130,6 +132,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
       main: Does the work; returns the exit code, None for 0.
       more_of: The repeated flag whose further values may follow without its name.
     """
+    output.guard()
     # Until the launcher has something to save.
     signals.leave_at_once("interrupted before any work was done; start again")
     parse = functools.partial(_parse, more_of=more_of)
@@ -139,7 +142,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
 def _parse(argv: list[str], more_of: str | None) -> list[str]:
     """Parses as absl does, but every mistake is one sentence and exit code 2."""
     try:
-        argv = _last_of_each_setting(argv)
+        argv = _last_of_each_setting([*map(_expand_home, argv)])
         flags.FLAGS.set_gnu_getopt(more_of is not None)
         rest = flags.FLAGS(argv)[1:]
         if more_of is not None and flags.FLAGS[more_of].present:
@@ -153,6 +156,30 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
         _leave(2, e)
     except Exception as e:  # a stranger's config file may raise anything
         _leave(2, f"--config: {type(e).__name__}: {e}")
+
+
+def _expand_home(argument: str) -> str:
+    """The argument with `~`, if its value begins so: shells leave it after a `=`."""
+    name, is_given, value = argument.partition("=")
+    if name.startswith("--config.init."):
+        return argument  # read so too, and compared as it was given on resuming
+    if is_given and name.startswith("-"):
+        return f"{name}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
+
+
+def refuse_inside(flag: str, folder: str | None, *inputs: str | None) -> None:
+    """Raises ConfigError if what is written to `folder` would be read as input."""
+    if folder is None or "://" in folder:
+        return
+    inside = pathlib.Path(folder).expanduser().resolve()
+    for path in filter(None, inputs):
+        outside = pathlib.Path(path).expanduser().resolve()
+        if outside.is_dir() and inside.is_relative_to(outside):
+            raise ConfigError(
+                f"{flag}={folder} lies in {path}, whose files are read as data; name "
+                "a folder outside of it"
+            )
 
 
 def _last_of_each_setting(argv: list[str]) -> list[str]:
@@ -185,12 +212,27 @@ def _guarded(main: Callable[[], int | None]) -> int:
     if flags.FLAGS["verbosity"].value == logging.INFO:  # what absl makes the default
         # Orbax and jax tell at INFO what only their developers want to know.
         logging.set_verbosity(logging.WARNING)
+    # They tell with tracebacks what they raise as well, and we say in a sentence.
+    logging.get_absl_handler().addFilter(lambda r: "orbax" not in r.pathname)
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     try:
-        return main() or 0
+        code = main() or 0
     except ConfigError as e:
         _leave(2, e)
     except RunError as e:
         _leave(1, e)
+    except MemoryError as e:
+        _leave(1, f"out of memory on the host ({first_line(e)}); use smaller settings")
+    except RuntimeError as e:
+        if "Unable to initialize backend" not in str(e):
+            raise
+        where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        _leave(2, f"{where}: there is no such device ({first_line(e)}); unset it")
+    if error := output.lost():
+        # Of --json the output is the result.
+        code = code or int("json" in flags.FLAGS and bool(flags.FLAGS["json"].value))
+        print(f"standard output was not written: {error.strerror}", file=sys.stderr)
+    return code
 
 
 def _leave(code: int, error: object) -> NoReturn:

@@ -67,6 +67,7 @@ def main() -> None:
     asked: dict[str, Any] = {f.name.replace("-", "_"): f.value for f in _REQUEST}
     if distributed.join(**_CLUSTER()):
         signals.take_back_sigterm()  # nothing is saved here
+    command_line.refuse_inside("--out", asked["out"], asked["data"])
     scores = evaluation.evaluate(Request(**asked))
     if jax.process_index() == 0:
         print(evaluation.table(scores))

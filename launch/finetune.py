@@ -23,6 +23,8 @@ def main() -> int:
 
     init.settle(cfg, workdir)
     check_finetuning(cfg)
+    if cfg.data.layout in ("id_folders", "images"):
+        command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     dataset = sampling.open_training(cfg)
 
     from personmae_jax.engine import distributed

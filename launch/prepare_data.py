@@ -54,6 +54,7 @@ def main() -> int:
         return verify.check(_CHECK.value, _PROCESSES.value)
     if not _SOURCE.value or not _OUT.value:
         raise ConfigError("give --source PATH... and --out DIR, or --check DIR")
+    command_line.refuse_inside("--out", _OUT.value, *_SOURCE.value)
     request = Request(
         source=tuple(_SOURCE.value),
         keep_list=_KEEP_LIST.value,

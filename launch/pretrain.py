@@ -21,6 +21,8 @@ def main() -> int:
     from personmae_jax.data.records import open_records
 
     check(cfg)
+    if cfg.data.source == "folder":
+        command_line.refuse_inside("--workdir", _WORKDIR(), cfg.data.path)
     records = open_records(cfg.data)
 
     from personmae_jax.engine import distributed

@@ -1,6 +1,8 @@
 """What all launchers do with arguments, paths and output."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -31,3 +33,69 @@ def test_an_empty_tuple_is_refused_rather_than_ignored():
 def test_an_unknown_setting_is_refused_with_the_nearest_one():
     with pytest.raises(ConfigError, match=r"did you mean --config.train.batch_size\?"):
         command_line._last_of_each_setting(["run", "--config.train.batchsize=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("--out=~/a", "--out=/home/me/a"),
+        ("--config.data.path=~", "--config.data.path=/home/me"),
+        ("~/a=b", "/home/me/a=b"),
+        ("--config.init.workdir=~/a", "--config.init.workdir=~/a"),  # by its reader
+        ("--out=a~", "--out=a~"),
+    ],
+)
+def test_every_path_may_begin_with_the_home_folder(monkeypatch, given, expanded):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert command_line._expand_home(given) == expanded
+
+
+def test_what_is_written_lies_outside_of_what_is_read(tmp_path):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for folder in ("data", "data/a/new", "link/new", "x/../data/new"):
+        with pytest.raises(ConfigError, match="--out=.* lies in .*outside of it"):
+            command_line.refuse_inside(
+                "--out", f"{tmp_path}/{folder}", None, str(tmp_path / "data")
+            )
+    command_line.refuse_inside("--out", f"{tmp_path}/data2", str(tmp_path / "data"))
+    command_line.refuse_inside("--out", "gs://bucket/a", str(tmp_path))
+
+
+SAY = """
+import sys
+sys.path.insert(0, "launch")
+import command_line
+from personmae_jax.errors import ConfigError
+
+def main():
+    print("\\u00e9 \\udcff", flush=True)
+    if sys.argv[0] == "fail":
+        raise ConfigError("no \\x1b[31m\\udcff")
+
+command_line.run(main)
+"""
+
+
+def say(name: str, stdout) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}\n{SAY}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_full_standard_output_ends_no_run():
+    with open("/dev/full", "w") as full:
+        code, said = say("run", full)
+    assert code == 0
+    assert said == "standard output was not written: No space left on device\n"
+
+
+def test_sentences_hold_no_escape_sequences_whatever_names_they_quote():
+    code, said = say("fail", subprocess.DEVNULL)
+    assert (code, said) == (2, "error: no \\x1b[31m\\udcff\n")

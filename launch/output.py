@@ -1,0 +1,73 @@
+"""Standard output and error that no terminal, disk or pipe can end a run by."""
+
+import io
+import os
+import re
+import sys
+
+from absl import logging
+
+# What moves a cursor, clears a screen or hides text, and comes in names of files.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class _Raw(io.RawIOBase):
+    """A descriptor whose writes may fail: what was lost is said at the end."""
+
+    error: OSError | None = None
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as e:
+            self.error = e
+            return len(data)
+
+
+class _Stream(io.TextIOWrapper):
+    """Escapes what the encoding lacks, and control characters where `is_plain`."""
+
+    is_plain = False
+
+    def write(self, text: str) -> int:
+        if self.is_plain:
+            text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+        return super().write(text)
+
+
+def guard() -> None:
+    """Replaces both streams; the progress bar draws on standard output alone."""
+    for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file opened would be taken for it
+            os.open(os.devnull, os.O_RDWR)
+        if descriptor:
+            old = getattr(sys, name)
+            stream = _Stream(
+                io.BufferedWriter(_Raw(descriptor)),
+                encoding=old.encoding if old else "utf-8",
+                errors="backslashreplace",
+                line_buffering=True,
+            )
+            stream.is_plain = name == "stderr"
+            setattr(sys, name, stream)
+    logging.get_absl_handler().python_handler.stream = sys.stderr
+
+
+def lost() -> OSError | None:
+    """Why standard output was not written, if it was not."""
+    sys.stdout.flush()
+    return sys.stdout.buffer.raw.error  # type: ignore[attr-defined]
