@@ -88,7 +88,9 @@ def make_training(
         about=f"{len(records):,} {cfg.data.source} records",
         start=start,
         batches=batches,
-        summary=functools.partial(summarise, num_steps=program.num_steps),
+        summary=functools.partial(
+            summarise, num_steps=program.num_steps, width=cfg.encoder.width
+        ),
         scorer=scorer,
         draw=Reconstructions(cfg, program, batches),
         count_images=lambda batch: bad.count(batch["record"], batch["outcome"]),
@@ -155,9 +157,16 @@ class Warnings:
             )
 
 
-def summarise(workdir: epath.Path, num_steps: int) -> str:
-    """What a person reads after a finished run: numbers, and where everything is."""
+def summarise(workdir: epath.Path, num_steps: int, width: int) -> str:
+    """What a person reads after a finished run: numbers, and where everything is.
+
+    Args:
+      workdir: Of the run.
+      num_steps: Its length.
+      width: Of its encoder; the next command has one of that size.
+    """
     rows, numbers = read_rows(workdir), ""
+    config = {768: "vitb", 1024: "vitl"}.get(width, "vits")
     for name in _SUMMARISED:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
@@ -172,5 +181,5 @@ Where everything is:
   checkpoint        {workdir / "checkpoints" / str(num_steps)}
   the encoder       personmae_jax.load_encoder("{workdir}")
 Next, on your own images:
-  python launch/pretrain.py --config=configs/vits.py \\
+  python launch/pretrain.py --config=configs/{config}.py \\
     --config.data.source=folder --config.data.path=IMAGES"""

@@ -47,7 +47,7 @@ def summary(tmp_path):
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text + '{"torn')
-    return summarise(epath.Path(tmp_path), NUM_STEPS)
+    return summarise(epath.Path(tmp_path), NUM_STEPS, width=768)
 
 
 def test_summary_tells_the_first_values_and_the_last(summary):
@@ -60,4 +60,4 @@ def test_summary_names_places_and_the_next_command(summary, tmp_path):
     places = ("pictures/6.png", "pictures/curves.png", "metrics.jsonl", "tensorboard")
     for place in (*places, "checkpoints/6"):
         assert str(tmp_path / place) in summary
-    assert "python launch/pretrain.py --config=configs/vits.py" in summary
+    assert "python launch/pretrain.py --config=configs/vitb.py" in summary
