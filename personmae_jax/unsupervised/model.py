@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from personmae_jax import pixels
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.models import personmae
+from personmae_jax.reid import neck
 from personmae_jax.reid.features import Encode
-from personmae_jax.reid.neck import normalise
 
 
 def init_params(
@@ -67,16 +67,5 @@ def encode(
 
 
 def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:
-    """Returns (params, images, cameras) -> features after the batch norm.
-
-    Its `params` are a dict of the network's `params` and the batch norm's running
-    `statistics`; it does not look at the cameras.
-    """
-
-    def encode_images(state: PyTree, images: Array, cameras: Array) -> Array:
-        del cameras
-        features = encode(cfg, state["params"], images, dtype=dtype)
-        scale = state["params"]["bottleneck"]["scale"]
-        return normalise(features, scale, state["statistics"])
-
-    return encode_images
+    """Returns (params and statistics, images, cameras) -> features after the neck."""
+    return neck.make_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype)
