@@ -211,7 +211,7 @@ def test_the_best_checkpoint_and_the_last_are_kept_across_a_restart(
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     cfg = tiny_finetuning()
-    cfg.optim.optimizer, cfg.optim.base_lr = "sgd", 1e30
+    cfg.optim.optimizer, cfg.optim.base_lr = "sgd", 2e9
     cfg.loss.triplet_weight = 0.0
     with pytest.raises(RunError, match=r"step \d: \w+ is (nan|inf)"):
         finetune.run(cfg, str(tmp_path), tiny_people())
