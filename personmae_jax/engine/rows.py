@@ -19,7 +19,7 @@ from personmae_jax.engine.program import Program
 from personmae_jax.engine.progress import Progress
 from personmae_jax.errors import RunError
 
-Scores = Mapping[str, float]
+Scores = Mapping[str, int | float]
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -35,7 +35,7 @@ class Scorer(Protocol):
         """Whether to score after `step`; 0 is before the first."""
         ...
 
-    def __call__(self, step: int, state: Any) -> Mapping[str, float]:
+    def __call__(self, step: int, state: Any) -> Mapping[str, int | float]:
         """Returns the scores by name, for the row of `step`."""
         ...
 
@@ -52,7 +52,9 @@ class Rounds(Protocol):
         """Whether the data changes before `step`, which is 1 or more."""
         ...
 
-    def open(self, step: int, state: Any) -> tuple[Any, HostBatches, dict[str, float]]:
+    def open(
+        self, step: int, state: Any
+    ) -> tuple[Any, HostBatches, Mapping[str, int | float]]:
         """Called before `step` if a round begins there, or if the run resumes there.
 
         Returns:

@@ -11,7 +11,7 @@ from personmae_jax.unsupervised.clustering import OUTLIER
 
 def known(
     labels: Int32[np.ndarray, " n"], identities: Int64[np.ndarray, " n"]
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Numbers that all begin with `known_`, of the images that are in a cluster.
 
     Args:

@@ -38,7 +38,7 @@ class ClusterReport:
 
     def __call__(
         self, round_: int, clusters: Clusters, features: Float32[np.ndarray, "n d"]
-    ) -> dict[str, float]:
+    ) -> dict[str, int | float]:
         """Writes what is due; adds nothing to the round's row."""
         write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
         if round_ == self._last or round_ % self._every == 0:

@@ -29,7 +29,7 @@ from personmae_jax.unsupervised.step import UnsupervisedState
 Features = Float32[np.ndarray, "n d"]
 Labels = Int32[np.ndarray, " n"]
 # (round, clusters, features) -> more numbers for the round's row; on process 0.
-Show = Callable[[int, Clusters, Features], dict[str, float]]
+Show = Callable[[int, Clusters, Features], dict[str, int | float]]
 
 
 class PseudoLabels:
@@ -67,7 +67,7 @@ class PseudoLabels:
 
     def open(
         self, step: int, state: UnsupervisedState
-    ) -> tuple[UnsupervisedState, ClusterBatches, dict[str, float]]:
+    ) -> tuple[UnsupervisedState, ClusterBatches, dict[str, int | float]]:
         """Clusters if a round begins before `step`; returns what it trains on.
 
         Raises:
@@ -89,7 +89,7 @@ class PseudoLabels:
 
     def make_labels(
         self, round_: int, features: Features
-    ) -> tuple[Labels, dict[str, float]]:
+    ) -> tuple[Labels, dict[str, int | float]]:
         """Returns the cluster of every image or OUTLIER, and numbers for the row.
 
         Raises:
@@ -133,12 +133,12 @@ class PseudoLabels:
 
     def _cluster(
         self, round_: int, state: UnsupervisedState, before: Labels
-    ) -> tuple[Labels, Features, dict[str, float]]:
+    ) -> tuple[Labels, Features, dict[str, int | float]]:
         began = time.monotonic()
         params = {"params": state.params, "statistics": state.statistics}
         n = len(self._target)
         features = self._extract(params, self._target.records, range(n))
-        numbers: dict[str, float] = {"round": round_}
+        numbers: dict[str, int | float] = {"round": round_}
         labels, error = np.full(n, OUTLIER, np.int32), None
         if jax.process_index() == 0:
             try:

@@ -8,6 +8,7 @@ import exported
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from unlabelled import market, tiny_unsupervised
 
 from personmae_jax import sharding
@@ -53,7 +54,7 @@ def settings() -> UnsupervisedConfig:
 def state_of(cfg: UnsupervisedConfig, workdir, step: int):
     target, _ = open_target(cfg)
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    with Checkpoints(workdir, keep=1, config={}) as checkpoints:
+    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
         return jax.device_get(checkpoints.restore(program.abstract_state, step))
 
 
