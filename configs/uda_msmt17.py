@@ -1,6 +1,6 @@
 """UDA from Market-1501 to MSMT17: USL that starts from a run fine-tuned on Market-1501.
 
-Source: damo-cv/TransReID-SSL, cluster-contrast-reid/msmt17_uda.sh.
+Source: damo-cv/TransReID-SSL, cluster-contrast-reid/msmt_uda.sh.
 
 Commands: python launch/finetune.py --config=configs/finetune_market1501.py
   --config.data.path=Market-1501 --config.init.workdir=RUN --workdir=SOURCE

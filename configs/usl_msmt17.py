@@ -1,6 +1,6 @@
 """USL on MSMT17: as on Market-1501, but neighbours may be farther apart.
 
-Source: damo-cv/TransReID-SSL, cluster-contrast-reid/msmt17_usl.sh.
+Source: damo-cv/TransReID-SSL, cluster-contrast-reid/msmt_usl.sh.
 
 Command: python launch/adapt.py --config=configs/usl_msmt17.py
   --config.init.workdir=RUN --config.data.path=MSMT17_V1 --workdir=OUT
