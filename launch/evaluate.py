@@ -46,7 +46,11 @@ _REQUEST = (
     flags.DEFINE_string("data", None, "Folder of the data set."),
     flags.DEFINE_integer("query-camera", None, "Of id_folders; the lowest if absent."),
     flags.DEFINE_enum(
-        "feature", "cls", ["cls", "mean", "cls+mean", "patches"], "Of the tokens."
+        "feature",
+        "cls",
+        ["cls", "mean", "cls+mean", "patches", "neck"],
+        "Of the tokens; or neck: after the batch norm of a run that was adapted, whose "
+        "own scores are by it, or fine-tuned.",
     ),
     flags.DEFINE_bool("centre-cameras", False, "Takes each camera's mean feature off."),
     flags.DEFINE_bool("flip", False, "Adds the feature of the mirror image."),

@@ -19,7 +19,7 @@ from personmae_jax.config import ImageConfig
 from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import RunError, first_line
-from personmae_jax.reid import retrieval
+from personmae_jax.reid import neck, retrieval
 from personmae_jax.reid.datasets import ReidDataset, read_image
 from personmae_jax.reid.evaluation_inputs import (
     Request,
@@ -28,7 +28,13 @@ from personmae_jax.reid.evaluation_inputs import (
     open_people,
     open_subject,
 )
-from personmae_jax.reid.features import Extractor, camera_centred, make_encode
+from personmae_jax.reid.features import (
+    Encode,
+    Extractor,
+    camera_centred,
+    make_encode,
+    with_mirror_image,
+)
 from personmae_jax.reid.reranking import rerank
 from personmae_jax.reid.retrieval import Scores, cosine_distances
 from personmae_jax.sharding import matmul_dtype
@@ -139,12 +145,7 @@ def _features(
     request: Request, subject: Subject, people: ReidDataset, mesh: Mesh
 ) -> tuple[Features, Features]:
     """Of the queries, and of the gallery."""
-    cfg = subject.cfg
-    encode = make_encode(
-        *(subject.cfg.encoder, subject.cfg.data, request.feature),
-        flip=request.flip,
-        dtype=matmul_dtype(subject.matmul_dtype, mesh),
-    )
+    cfg, encode = subject.cfg, _make_encode(request, subject, mesh)
     records = np.concatenate([people.query, people.gallery])
     batch_size = min(_IMAGES * mesh.size, len(records))
     extract = Extractor(encode, cfg.data, mesh, batch_size)
@@ -154,6 +155,16 @@ def _features(
         features = camera_centred(features, people.cameras[records])
     query, gallery = np.split(features, [len(people.query)])
     return query, gallery
+
+
+def _make_encode(request: Request, subject: Subject, mesh: Mesh) -> Encode:
+    encoder, data = subject.cfg.encoder, subject.cfg.data
+    dtype = matmul_dtype(subject.matmul_dtype, mesh)
+    if subject.neck_token is None:
+        encode = make_encode(encoder, data, request.feature, dtype)
+    else:
+        encode = neck.make_encode(encoder, data, subject.neck_token, dtype)
+    return with_mirror_image(encode) if request.flip else encode
 
 
 def _write_scores(folder: pathlib.Path, scores: Scores) -> None:

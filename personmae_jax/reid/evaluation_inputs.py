@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from personmae_jax.config import ModelConfig, SyntheticConfig
 from personmae_jax.config_finetune import FinetuneConfig, FinetuneInitConfig
-from personmae_jax.engine.checkpoint import describe, restore_encoder
+from personmae_jax.config_json import Settings
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import importer
@@ -37,7 +39,7 @@ class Request:
     dataset: str | None = None  # a key of LAYOUTS, or "synthetic"
     data: str | None = None  # folder of the data set
     query_camera: int | None = None  # of "id_folders" and "synthetic"
-    feature: str = "cls"  # see reid/features.py
+    feature: str = "cls"  # see reid/features.py; or "neck": after a run's batch norm
     centre_cameras: bool = False  # take each camera's mean feature off first
     flip: bool = False  # the sum with the feature of the mirror image
     rerank: bool = False  # score k-reciprocal distances
@@ -51,9 +53,10 @@ class Subject(NamedTuple):
     Attributes:
       name: What messages call it.
       cfg: Its architecture, and the size and statistics of its images.
-      params: Numpy arrays.
+      params: Numpy arrays: the encoder's, or those of `neck.make_encode`.
       matmul_dtype: Of matrix products, as config.train names it.
       notes: Sentences on how a file was read.
+      neck_token: What the batch norm of `params` normalises; None: there is none.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Subject(NamedTuple):
     params: dict[str, Any]
     matmul_dtype: str = "auto"
     notes: tuple[str, ...] = ()
+    neck_token: str | None = None
 
 
 def open_subject(request: Request) -> Subject:
@@ -95,15 +99,54 @@ def _open_run(request: Request, workdir: str) -> Subject:
     except RunError as e:
         raise ConfigError(str(e)) from e  # nothing was done yet
     weights = request.weights or "student"
+    token = _neck_token(cfg, workdir) if request.feature == "neck" else None
     params = restore_encoder(workdir, step, weights)
-    dtype = cfg.train.matmul_dtype
-    return Subject(f"the {weights} of {workdir} at step {step}", cfg, params, dtype)
+    if token is not None:
+        head = restore_head(workdir, step)
+        params = {
+            "params": {"encoder": params, "bottleneck": head["params"]["bottleneck"]},
+            "statistics": head["statistics"],
+        }
+    return Subject(
+        f"the {weights} of {workdir} at step {step}",
+        *(cfg, params, cfg.train.matmul_dtype),
+        notes=_note_on_feature(cfg, request.feature),
+        neck_token=token,
+    )
+
+
+def _neck_token(cfg: Settings, workdir: str) -> str:
+    """The token that a run's batch norm normalises."""
+    if isinstance(cfg, UnsupervisedConfig):
+        return cfg.head.feature
+    if isinstance(cfg, FinetuneConfig):
+        return "cls"
+    raise ConfigError(
+        f"the run in {workdir} was pretrained and has no batch norm after its encoder; "
+        "--feature=neck is for runs of launch/finetune.py and launch/adapt.py, so take "
+        "--feature=cls"
+    )
+
+
+def _note_on_feature(cfg: Settings, feature: str) -> tuple[str, ...]:
+    """What tells why these scores are not those that a run wrote of itself."""
+    is_after = isinstance(cfg, UnsupervisedConfig) or (
+        isinstance(cfg, FinetuneConfig) and cfg.head.feature == "after"
+    )
+    if not is_after or feature == "neck":
+        return ()
+    return ("Before the batch norm; the run's own scores are by --feature=neck.",)
 
 
 def _open_file(request: Request, path: str) -> Subject:
     if request.weights is not None or request.step is not None:
         raise ConfigError(
             "--weights and --step go with --workdir; a file has one encoder"
+        )
+    if request.feature == "neck":
+        raise ConfigError(
+            "--feature=neck goes with --workdir; of a file the encoder alone is read, "
+            "so take --feature=cls"
         )
     size = None
     if request.height is not None and request.width is not None:

@@ -37,8 +37,6 @@ def make_encode(
     encoder: EncoderConfig,
     data: ImageConfig,
     feature: str = "cls",
-    *,
-    flip: bool = False,
     dtype: DTypeLike = "float32",
 ) -> Encode:
     """Returns the function from an encoder's parameters and images to features.
@@ -49,7 +47,6 @@ def make_encode(
       feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
         or both, each of unit length, one after the other; or all "patches", each at
         its place, which takes n times the memory.
-      flip: The sum of the features of the image and of its mirror image.
       dtype: Of matrix products and activations.
 
     Raises:
@@ -73,11 +70,17 @@ def make_encode(
         }
         return jnp.concatenate([unit(parts[p]) for p in feature.split("+")], axis=-1)
 
+    return encode
+
+
+def with_mirror_image(encode: Encode) -> Encode:
+    """Returns what adds up the features of an image and of its mirror image."""
+
     def encode_both(params: PyTree, images: Array, cameras: Array) -> Array:
         mirrored = images[:, :, ::-1]
         return encode(params, images, cameras) + encode(params, mirrored, cameras)
 
-    return encode_both if flip else encode
+    return encode_both
 
 
 class Extractor:

@@ -13,7 +13,12 @@ from personmae_jax import sharding
 from personmae_jax.data import images
 from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.reid.features import Extractor, camera_centred, make_encode
+from personmae_jax.reid.features import (
+    Extractor,
+    camera_centred,
+    make_encode,
+    with_mirror_image,
+)
 
 # Sums in another order, and the encoder's own rounding.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -109,7 +114,7 @@ def test_flip_adds_the_feature_of_the_mirror_image(cfg, params):
     pixels = np.stack([cv2.resize(x, (8, 16)) for x in Pictures(2).pixels])
     pixels, cameras = jax.numpy.asarray(pixels), jax.numpy.zeros(2, "int32")
     encode = make_encode(cfg.encoder, cfg.data)
-    both = make_encode(cfg.encoder, cfg.data, flip=True)
+    both = with_mirror_image(encode)
     plain = encode(params, pixels, cameras)
     mirrored = encode(params, pixels[:, :, ::-1], cameras)
     assert np.abs(plain - mirrored).max() > 0.01
