@@ -23,6 +23,6 @@ def get_config() -> Config:
     cfg.regions.same = True
     cfg.masks.kind, cfg.masks.ratio = "random", 0.75
     cfg.pixel_predictor = PredictorConfig(width=512, depth=8, num_heads=16)
-    cfg.loss.feature_weight = 0.0
+    cfg.loss.feature_weight = cfg.loss.cls_weight = 0.0
     cfg.loss.visible_pixel_weight = 0.0
     return cfg

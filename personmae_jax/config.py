@@ -2,8 +2,8 @@
 
 `configs/*.py` return a `Config`; the command line overrides single fields
 (`--config.optim.base_lr=2e-4`). Nothing here imports jax, so that a wrong setting
-is said before any device work. A new field's default must mean what was done before
-it, because older runs are read with it.
+is said before any device work. Older runs are read with a new field's default, unless
+`config_json.py` says what was done before it.
 
 Sources: MAE = arXiv 2111.06377, BEiT = 2106.08254, BootMAE = 2207.07116,
 SiameseIM = 2206.01204, HAP = 2310.20695, TransReID = 2102.04378,
@@ -55,13 +55,13 @@ class PredictorConfig:
 class RegionsConfig:
     """How RegionA and RegionB are cut from one image."""
 
-    min_area: float = 0.5  # of the image; ours, HAP shows that small crops hurt
+    min_area: float = 0.8  # of the image; HAP
     max_area: float = 1.0
     min_aspect: float = 3 / 4  # width/height over the input's own; Inception crops
     max_aspect: float = 4 / 3
     flip_probability: float = 0.5  # one horizontal flip shared by both regions; ours
     same: bool = False  # RegionB = RegionA: plain MAE's setting, for the ablation
-    nested: float = 0.0  # share of images whose RegionB lies in RegionA; CropMAE
+    nested: float = 1.0  # share of images whose RegionB lies in RegionA; CropMAE
     min_nested_area: float = 0.4  # of RegionA; ours
     max_nested_area: float = 0.8
 
@@ -87,9 +87,9 @@ class LossConfig:
     visible_pixel_weight: float = 1.0  # of what is visible in RegionA; MAE 0
     feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
-    feature_blocks: int = 1  # upper ones whose mean is the target; BootMAE
-    feature_instance_norm: bool = False  # of each, over patches; data2vec 2.0
-    cls_weight: float = 0.0  # cls predicts their mean token; data2vec 2.0: 0.01
+    feature_blocks: int = 6  # upper ones whose mean is the target; data2vec
+    feature_instance_norm: bool = True  # of each, over patches; data2vec 2.0
+    cls_weight: float = 0.02  # cls predicts their mean token; data2vec 2.0: 0.01
 
 
 @dataclass(slots=True, kw_only=True)
@@ -237,11 +237,14 @@ class Config(ModelConfig):
     pixel_predictor: PredictorConfig = dataclasses.field(
         # Shallow tokens relieve the encoder of carrying pixels; BootMAE.
         default_factory=lambda: PredictorConfig(
-            width=512, num_heads=8, memory_blocks=(0, -1)
+            width=512, num_heads=8, memory_blocks=(0, -1), use_self_attention=False
         )
     )
     feature_predictor: PredictorConfig = dataclasses.field(
-        default_factory=PredictorConfig
+        # Tokens of several depths, and no self-attention; CAPI, CrossMAE.
+        default_factory=lambda: PredictorConfig(
+            memory_blocks=(3, 7, -1), use_self_attention=False
+        )
     )
     regions: RegionsConfig = dataclasses.field(default_factory=RegionsConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)

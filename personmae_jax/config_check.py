@@ -188,11 +188,6 @@ def _model_problems(cfg: Config) -> Iterator[str]:
             "no predictor reads the encoder's last block, so its final norm would "
             "never be trained; put -1 into config.pixel_predictor.memory_blocks"
         )
-    if cfg.loss.feature_blocks > depth:
-        yield (
-            f"config.loss.feature_blocks={cfg.loss.feature_blocks} exceeds "
-            f"config.encoder.depth={depth}; use at most that"
-        )
     if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
         yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"
     for path in (

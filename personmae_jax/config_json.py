@@ -31,6 +31,11 @@ _DROPPED = {
     "config.teacher.end_decay": None,
 }
 
+# What was done before there was a setting whose default is another.
+_BEFORE = {
+    "regions": {"nested": 0.0},
+    "loss": {"feature_blocks": 1, "feature_instance_norm": False, "cls_weight": 0.0},
+}
 
 _ABSENT = object()
 
@@ -46,9 +51,9 @@ def config_to_json(cfg: Settings) -> str:
 def config_from_json(text: str) -> Settings:
     """The settings that `config_to_json` wrote, tuples and numbers restored.
 
-    A missing field was not there yet when `text` was written, and takes its default:
-    so the default of a new field must mean what was done before there was one. A
-    field that is gone is ignored, with a warning if it made a difference.
+    A missing field was not there yet when `text` was written, and takes what `_BEFORE`
+    has for it, else its default, which must then mean what was done before there was
+    one. A field that is gone is ignored, with a warning if it made a difference.
 
     Raises:
       ConfigError: No JSON object, or a field is unknown, of a wrong type or range.
@@ -61,6 +66,10 @@ def config_from_json(text: str) -> Settings:
         default = UnsupervisedConfig()
     elif "sampling" in value:  # of the others, only fine-tuning has batches of P x K
         default = FinetuneConfig()
+    else:
+        for section, fields in _BEFORE.items():
+            if isinstance(value.get(section), dict):
+                value[section] = fields | value[section]
     cfg = _restore_fields(default, value, "config")
     if problems := [*range_problems(cfg, CHOICES, RANGES)]:
         raise ConfigError("; ".join(problems))

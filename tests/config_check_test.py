@@ -158,12 +158,14 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         ({"pixel_predictor__memory_blocks": ()}, r"memory_blocks=\(\) must name one"),
         ({"pixel_predictor__memory_blocks": (-1, 12)}, r"-12 \.\. 11"),
         ({"feature_predictor__memory_blocks": (-1, 11)}, "none twice"),
-        ({"loss__feature_blocks": 13}, "feature_blocks=13 exceeds .*depth=12"),
         (
             {"regions__min_nested_area": 0.9},
             "regions.min_nested_area=0.9 exceeds max_nested_area=0.8",
         ),
-        ({"encoder__depth": 1}, r"memory_blocks=\(0, -1\) .*none twice; use .*\(-1,\)"),
+        (
+            {"encoder__depth": 1, "feature_predictor__memory_blocks": (-1,)},
+            r"memory_blocks=\(0, -1\) .*none twice; use .*\(-1,\)",
+        ),
         (
             {"loss__feature_weight": 0.0, "pixel_predictor__memory_blocks": (0,)},
             "no predictor reads the encoder's last block",

@@ -69,6 +69,19 @@ def test_what_is_missing_is_as_by_default():
     assert config_from_json(json.dumps(tree)) == expected
 
 
+def test_a_run_made_before_a_setting_goes_on_as_it_was():
+    """The defaults are others now; a run from before them has none of these fields."""
+    tree = json.loads(config_to_json(Config()))
+    del tree["regions"]["nested"]
+    for field in ("feature_blocks", "feature_instance_norm", "cls_weight"):
+        del tree["loss"][field]
+    cfg = config_from_json(json.dumps(tree))
+    assert isinstance(cfg, Config)
+    assert cfg.regions.nested == 0
+    assert (cfg.loss.feature_blocks, cfg.loss.feature_instance_norm) == (1, False)
+    assert cfg.loss.cls_weight == 0
+
+
 def test_a_field_that_had_another_name_is_read():
     cfg = Config()
     cfg.encoder.pos_embed_grid = (8, 4)

@@ -92,7 +92,12 @@ def test_the_defaults_are_those_of_the_method():
     assert predictor_size(cfg.encoder, cfg.pixel_predictor) == (512, 8)
     assert cfg.pixel_predictor.memory_blocks == (0, -1)
     assert predictor_size(cfg.encoder, cfg.feature_predictor) == (768, 12)
-    assert cfg.feature_predictor.memory_blocks == (-1,)
+    assert cfg.feature_predictor.memory_blocks == (3, 7, -1)
+    assert not cfg.pixel_predictor.use_self_attention
+    assert not cfg.feature_predictor.use_self_attention
+    assert (cfg.regions.min_area, cfg.regions.nested) == (0.8, 1.0)
+    assert (cfg.loss.feature_blocks, cfg.loss.feature_instance_norm) == (6, True)
+    assert cfg.loss.cls_weight == 0.02
     assert cfg.pixel_predictor.depth == cfg.feature_predictor.depth == 2
     assert (cfg.optim.beta1, cfg.optim.beta2) == (0.9, 0.95)
     assert (cfg.optim.weight_decay, cfg.optim.base_lr) == (0.05, 1.5e-4)

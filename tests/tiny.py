@@ -10,7 +10,10 @@ from personmae_jax.models import personmae
 
 
 def tiny_config() -> Config:
-    """Two blocks of width 16 on a 4 x 2 grid of 4-pixel patches; batches of 8."""
+    """Two blocks of width 16 on a 4 x 2 grid of 4-pixel patches; batches of 8.
+
+    Each loss is in its plainest form; tests of the others switch them on.
+    """
     cfg = Config(
         encoder=EncoderConfig(width=16, depth=2, num_heads=2, patch_size=4),
         pixel_predictor=PredictorConfig(
@@ -18,6 +21,8 @@ def tiny_config() -> Config:
         ),
         feature_predictor=PredictorConfig(depth=1),
     )
+    cfg.loss.feature_blocks, cfg.loss.feature_instance_norm = 1, False
+    cfg.loss.cls_weight = 0.0
     cfg.data.source = "synthetic"
     cfg.data.height, cfg.data.width = 16, 8
     cfg.train.batch_size, cfg.train.steps = 8, 20

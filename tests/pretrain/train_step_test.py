@@ -77,6 +77,8 @@ def golden_config():
         feature_predictor=PredictorConfig(depth=1),
     )
     cfg.data.height, cfg.data.width = 8, 4
+    cfg.loss.feature_blocks, cfg.loss.feature_instance_norm = 1, False
+    cfg.loss.cls_weight = 0.0
     return cfg
 
 
