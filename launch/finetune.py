@@ -26,12 +26,13 @@ def main() -> int:
     if cfg.data.layout in ("id_folders", "images"):
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     dataset = sampling.open_training(cfg)
+    scored = sampling.open_scored(cfg)
 
     from personmae_jax.engine import distributed
     from personmae_jax.finetune.run import run
 
     distributed.initialize(**_CLUSTER())
-    return run(cfg, workdir, dataset)
+    return run(cfg, workdir, dataset, scored)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,10 @@ class FinetuneTrainConfig:
 
 @dataclass(slots=True, kw_only=True)
 class FinetuneEvalConfig:
+    """Whom the run is scored by; the checkpoint of the highest mAP is kept."""
+
+    path: str | None = None  # of another data set; None: the training data's queries
+    layout: str = "market1501"  # of that folder; Occluded-REID's is occluded_whole
     every_epochs: float = 10.0  # HAP; the end is always evaluated
     batch_size: int = 256  # images at once, over all devices; TransReID, HAP
 
@@ -155,13 +159,7 @@ class FinetuneConfig(ModelConfig):
 # In addition to the settings that pretraining has under the same names.
 _CHOICES = {
     "init.weights": ("student", "teacher"),
-    "data.layout": (
-        "market1501",
-        "msmt17",
-        "id_folders",
-        "occluded_whole",
-        "synthetic",
-    ),
+    "data.layout": (*CHOICES["eval.layout"], "synthetic"),
     "head.feature": ("before", "after"),
     "optim.optimizer": ("adamw", "sgd"),
 }
@@ -208,6 +206,16 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
         problems.append(
             "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
             "(or msmt17, id_folders), or try --config=configs/finetune_quickstart.py"
+        )
+    if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:
+        problems.append(
+            "config.eval.layout is of the folder config.eval.path, which is missing; "
+            "without both the queries of config.data are sought"
+        )
+    if cfg.eval.path is not None and cfg.head.use_cameras:
+        problems.append(
+            "config.head.use_cameras: the cameras of config.eval.path are not those "
+            "that embeddings are trained for; leave it off"
         )
     # The later rules divide by what the first ones have found in range.
     problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]

@@ -1,5 +1,7 @@
 """Every setting of fine-tuning that cannot train is refused with one sentence."""
 
+import json
+
 import pytest
 from finetuning import tiny_finetuning
 
@@ -8,6 +10,8 @@ from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_json import config_from_json, config_to_json
 from personmae_jax.config_values import field_paths
 from personmae_jax.errors import ConfigError
+
+ELSEWHERE = {"eval.layout": "occluded_whole", "eval.path": "Occluded_REID"}
 
 
 def changed(fields: dict) -> FinetuneConfig:
@@ -42,6 +46,9 @@ def test_the_defaults_pass_once_there_is_data():
         ({"loss.identity_weight": 0.0, "loss.triplet_weight": 0.0}, "are both 0"),
         ({"train.epochs": float("nan")}, "is out of range"),
         ({"data.std": (0.0, 1.0, 1.0)}, "three numbers above 0"),
+        ({"eval.layout": "occluded_whole"}, "config.eval.path, which is missing"),
+        ({"eval.layout": "market", "eval.path": "x"}, "is not one of market1501"),
+        (ELSEWHERE | {"head.use_cameras": True}, "cameras of config.eval.path are not"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(fields, words):
@@ -60,6 +67,7 @@ def test_every_setting_has_a_rule_or_needs_none():
         *("init.workdir", "init.torch_weights", "init.fold_normalisation"),
         *("init.prefix", "init.grid", "init.mean", "init.std"),
         *("data.path", "data.query_camera", "head.use_cameras"),
+        "eval.path",
     }
     ruled = config_finetune._RANGES.keys() | config_finetune._CHOICES.keys()
     # These have the rules of pretraining, under the same names.
@@ -76,3 +84,9 @@ def test_the_settings_survive_json_with_their_kind():
     back = config_from_json(config_to_json(cfg))
     assert type(back) is FinetuneConfig
     assert back == cfg
+
+
+def test_a_run_of_before_there_was_another_data_set_to_score_is_scored_by_its_own():
+    tree = json.loads(config_to_json(changed(ELSEWHERE)))
+    del tree["eval"]["layout"], tree["eval"]["path"]
+    assert config_from_json(json.dumps(tree)) == tiny_finetuning()

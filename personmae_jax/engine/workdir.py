@@ -61,6 +61,7 @@ class Workdir:
         num_steps: int,
         num_identities: int | None = None,
         images_sha256: str | None = None,
+        num_queries: int | None = None,
     ):
         """Touches nothing yet.
 
@@ -72,6 +73,7 @@ class Workdir:
           num_steps: Of the whole run.
           num_identities: Who are trained on, if the data says so.
           images_sha256: Of all images in order, where labels are kept by position.
+          num_queries: Of another data set, by the scores on which a checkpoint is kept.
         """
         self.path = open_path(path)
         self._cfg = cfg
@@ -83,6 +85,8 @@ class Workdir:
             self._run["num_identities"] = num_identities
         if images_sha256 is not None:
             self._run["images_sha256"] = images_sha256
+        if num_queries is not None:
+            self._run["num_queries"] = num_queries
         self._lock: lock.FileLock | lock.HeartbeatLock | None = None
 
     def __enter__(self) -> "Workdir":
@@ -190,9 +194,11 @@ def _describe(run: dict[str, Any]) -> str:
     of_people = "" if people is None else f" of {people} identities"
     images = run.get("images_sha256")
     hashed = "" if images is None else f" (SHA-256 {str(images)[:12]})"
+    queries = run.get("num_queries")
+    scored = "" if queries is None else f", scored by {queries} queries of other data"
     return (
         f"{run.get('num_records')} records{of_people}{hashed} for "
-        f"{run.get('num_steps')} steps"
+        f"{run.get('num_steps')} steps{scored}"
     )
 
 

@@ -25,13 +25,19 @@ from personmae_jax.reid.scorer import Scorer
 from personmae_jax.sharding import matmul_dtype
 
 
-def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
+def run(
+    cfg: FinetuneConfig,
+    workdir: str,
+    dataset: ReidDataset,
+    scored: ReidDataset | None = None,
+) -> int:
     """Fine-tunes to the last step or until interrupted; resumes what `workdir` holds.
 
     Args:
       cfg: The settings, settled and checked.
       workdir: A local folder or gs://...
-      dataset: The images to train on, the queries and the gallery, checked.
+      dataset: The images to train on, checked.
+      scored: The queries and the gallery; None: those of `dataset`.
 
     Returns:
       The exit code of `loop.run`.
@@ -46,6 +52,8 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
     if not has_checkpoint(workdir):
         # Before the workdir is this run's: a file that does not fit can be replaced.
         start()
+    facts = {} if scored is None else {"num_queries": len(scored.query)}
+    scored = dataset if scored is None else scored
     num_images, people = len(dataset.train), num_identities(dataset)
     program = build(
         *(cfg, sharding.make_mesh(cfg.mesh)),
@@ -57,8 +65,8 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
     scorer = Scorer(
         Monitor(
             make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
-            *(cfg.data, dataset, program.mesh, cfg.eval.batch_size),
-            cameras=camera_numbers(dataset),
+            *(cfg.data, scored, program.mesh, cfg.eval.batch_size),
+            cameras=camera_numbers(scored),
         ),
         last=program.num_steps,
         every=max(1, round(cfg.eval.every_epochs * epoch)),
@@ -66,9 +74,9 @@ def run(cfg: FinetuneConfig, workdir: str, dataset: ReidDataset) -> int:
     )
     training = Training(
         program=program,
-        data={"num_records": num_images, "num_identities": people},
-        about=f"{num_images:,} images of {people:,} people, {len(dataset.query):,} "
-        f"queries in {len(dataset.gallery):,}",
+        data={"num_records": num_images, "num_identities": people} | facts,
+        about=f"{num_images:,} images of {people:,} people, {len(scored.query):,} "
+        f"queries in {len(scored.gallery):,} of {scored.where}",
         start=start,
         batches=FinetuneBatches(
             dataset, cfg, host=jax.process_index(), num_hosts=jax.process_count()

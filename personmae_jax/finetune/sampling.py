@@ -137,7 +137,7 @@ def num_identities(dataset: ReidDataset) -> int:
 
 
 def open_training(cfg: FinetuneConfig) -> ReidDataset:
-    """Opens the data set that the settings name, to train on and to be scored by.
+    """Opens the data set that the settings name to train on.
 
     Raises:
       ConfigError: It is laid out otherwise, it has no query or gallery, or no batch,
@@ -147,7 +147,10 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
     if data.layout == "synthetic":
         dataset = synthetic_dataset(data.synthetic, data.synthetic_train)
     else:
-        dataset = open_dataset(data.layout, str(data.path), data.query_camera)
+        dataset = open_dataset(
+            *(data.layout, str(data.path), data.query_camera),
+            is_scored=cfg.eval.path is None,
+        )
     check_training(dataset)
     found = num_identities(dataset)
     if found < cfg.sampling.identities:
@@ -164,3 +167,17 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
             "untrained; leave it off"
         )
     return dataset
+
+
+def open_scored(cfg: FinetuneConfig) -> ReidDataset | None:
+    """Opens the data set that the settings name to be scored by.
+
+    Returns:
+      Its queries and gallery; None: those of the training data are sought.
+
+    Raises:
+      ConfigError: It is laid out otherwise, or nothing can be retrieved.
+    """
+    if cfg.eval.path is None:
+        return None
+    return open_dataset(cfg.eval.layout, cfg.eval.path)

@@ -22,11 +22,15 @@ from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import run as finetune
+from personmae_jax.finetune.sampling import open_scored
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import synthetic_dataset
+from personmae_jax.reid.evaluation import evaluate
+from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.retrieval import Scores
+from personmae_jax.synthetic import pedestrian
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCORES = Scores(
@@ -307,3 +311,28 @@ def test_the_command_trains_evaluates_and_leaves_with_its_codes(tmp_path):
     other = launch("--config=configs/quickstart.py")
     assert other.returncode == 2
     assert "FinetuneConfig" in other.stderr
+
+
+def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
+    for shot, folder in enumerate(("occluded_body_images", "whole_body_images")):
+        for who in range(1, 6):
+            path = tmp_path / "people" / folder / f"{who:03}" / "1.jpg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(pedestrian.encode_pedestrian(0, who, shot, shot))
+    cfg, people = tiny_finetuning(), str(tmp_path / "people")
+    cfg.eval.layout, cfg.eval.path = "occluded_whole", people
+    scored = open_scored(cfg)
+    finetune.run(cfg, str(tmp_path / "run"), tiny_people(), scored)
+    own = json.loads((tmp_path / "run" / "retrieval.json").read_text())
+    found = dataclasses.asdict(
+        evaluate(
+            Request(
+                workdir=str(tmp_path / "run"), dataset="occluded_whole", data=people
+            )
+        )
+    )
+    assert found["queries"] == 5
+    assert found == {name: own[name] for name in found}
+    # By these scores a checkpoint is kept: others cannot go on with them.
+    with pytest.raises(ConfigError, match="8 steps, but .*, scored by 5 queries of"):
+        finetune.run(cfg, str(tmp_path / "run"), tiny_people())

@@ -132,12 +132,16 @@ def test_an_image_that_cannot_be_used_is_named_not_replaced():
 
 
 def open_with(**settings):
+    return sampling.open_training(configured(**settings))
+
+
+def configured(**settings):
     cfg = tiny_finetuning()
     cfg.data.synthetic_train = 8
     for path, value in settings.items():
         section, leaf = path.split("__")
         setattr(getattr(cfg, section), leaf, value)
-    return sampling.open_training(cfg)
+    return cfg
 
 
 def test_more_identities_in_a_batch_than_there_are_is_refused():
@@ -184,3 +188,23 @@ def test_camera_embeddings_want_every_camera_of_the_test_in_training(tmp_path):
     assert len(open_with(**settings).train) == 4
     with pytest.raises(ConfigError, match="is of camera 7, so their embeddings"):
         open_with(**settings, head__use_cameras=True)
+
+
+def test_training_data_need_no_query_where_another_data_set_scores(tmp_path):
+    settings = market(tmp_path, train=TRAIN, query=[], gallery=[])
+    for folder in ("occluded_body_images", "whole_body_images"):
+        (tmp_path / "people" / folder / "001").mkdir(parents=True)
+        (tmp_path / "people" / folder / "001" / "001_01.tif").touch()
+    cfg = configured(
+        **settings,
+        eval__layout="occluded_whole",
+        eval__path=str(tmp_path / "people"),
+    )
+    dataset = sampling.open_training(cfg)
+    assert len(dataset.train) == 4
+    assert not len(dataset.query)
+    scored = sampling.open_scored(cfg)
+    assert scored is not None
+    assert (len(scored.query), len(scored.gallery)) == (1, 1)
+    with pytest.raises(ConfigError, match="has no query image"):
+        open_with(**settings)
