@@ -4,6 +4,7 @@
 was done; 75 interrupted and saved, start again.
 """
 
+import atexit
 import contextlib
 import functools
 import logging as stdlib_logging
@@ -11,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -133,6 +135,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
       more_of: The repeated flag whose further values may follow without its name.
     """
     output.guard()
+    atexit.register(_end_here)  # the first one, hence called last
     # Until the launcher has something to save.
     signals.leave_at_once("interrupted before any work was done; start again")
     parse = functools.partial(_parse, more_of=more_of)
@@ -213,8 +216,9 @@ def _guarded(main: Callable[[], int | None]) -> int:
         # Orbax and jax tell at INFO what only their developers want to know.
         logging.set_verbosity(logging.WARNING)
     # They tell with tracebacks what they raise as well, and we say in a sentence.
-    logging.get_absl_handler().addFilter(lambda r: "orbax" not in r.pathname)
+    logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    sys.excepthook = _tell_uncaught
     try:
         code = main() or 0
     except ConfigError as e:
@@ -223,16 +227,40 @@ def _guarded(main: Callable[[], int | None]) -> int:
         _leave(1, e)
     except MemoryError as e:
         _leave(1, f"out of memory on the host ({first_line(e)}); use smaller settings")
-    except RuntimeError as e:
-        if "Unable to initialize backend" not in str(e):
+    except (RuntimeError, AssertionError) as e:
+        # Without the plugin of CUDA jax fails at an assertion.
+        raised_in = traceback.extract_tb(e.__traceback__)[-1].filename
+        if not raised_in.endswith("xla_bridge.py"):
             raise
-        where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        _leave(2, f"{where}: there is no such device ({first_line(e)}); unset it")
+        _leave(
+            2,
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: there is no such "
+            f"device, or jax has no plugin for it ({first_line(e)}); unset it, or "
+            "pip install -r requirements-cuda.txt or requirements-tpu.txt",
+        )
     if error := output.lost():
         # Of --json the output is the result.
         code = code or int("json" in flags.FLAGS and bool(flags.FLAGS["json"].value))
         print(f"standard output was not written: {error.strerror}", file=sys.stderr)
     return code
+
+
+_failed: list[int] = []  # the exit code, if an error has been told
+
+
+def _end_here() -> None:
+    # What libraries' threads tell while Python is taken down comes after our sentence.
+    if _failed:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_failed[0])
+
+
+def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # After a save that failed, each of tensorstore's writes still under way tells an
+    # event loop that is gone: hundreds of lines, before and after our sentence.
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave(code: int, error: object) -> NoReturn:
@@ -241,4 +269,5 @@ def _leave(code: int, error: object) -> NoReturn:
     if jax is not None and jax.distributed.is_initialized():
         if jax.process_count() > 1:
             os._exit(code)  # at exit jax waits for the others, or for their death
+    _failed.append(code)
     sys.exit(code)

@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
 from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from personmae_jax.engine.storage import (
     is_remote,
@@ -30,6 +31,8 @@ from personmae_jax.engine.storage import (
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import Closing, RunError, first_line
 
+_proto: Any = event_pb2  # its classes are made when it is imported
+_Summary: Any = summary_pb2.Summary  # type: ignore[attr-defined]
 _COPY_EVERY = 30.0  # seconds between two copies to object storage, at least
 _COPY_SHARE = 0.05  # of the time at most goes into copying
 _FLUSH_EVERY = 10  # seconds between two writes of TensorBoard events
@@ -73,16 +76,20 @@ class MetricsWriter(Closing):
         descriptor = open_in_place(self._local / _FILE, os.O_WRONLY | os.O_APPEND)
         self._rows = io.FileIO(descriptor, "a")  # not buffered
         self._closing.enter_context(self._rows)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(self._local / "tensorboard"),
-            # Hides what a run that was killed has logged after `start_step`: else the
-            # curves would double.
-            purge_step=last_row + 1,
-            flush_secs=_FLUSH_EVERY,
+        folder = self._local / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not SummaryWriter: the thread that it writes by dies of a full disk, and the
+        # run then waits for it for ever.
+        self._events = EventsWriter(
+            str(folder / "events"),
             filename_suffix=f".{time.time_ns()}",  # two starts in the same second
         )
-        self._closing.callback(self._tensorboard.close)
+        # Hides what a run that was killed has logged after `start_step`: else the
+        # curves would double.
+        started = _proto.SessionLog(status=1)  # START
+        self._write_event(last_row + 1, session_log=started)
         self._next_copy = time.monotonic() + _COPY_EVERY
+        self._next_flush = 0.0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row; on a local disk it is there when this returns.
@@ -101,11 +108,21 @@ class MetricsWriter(Closing):
             rest = line.encode()
             while rest:  # a disk that fills takes a part, and the next write says why
                 rest = rest[self._rows.write(rest) :]
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(name, value, step)
+            scalars = [
+                _Summary.Value(tag=name, simple_value=value)
+                for name, value in row.items()
+                if name != "step" and isinstance(value, int | float)
+            ]
+            self._write_event(step, summary=_Summary(value=scalars))
+            if time.monotonic() >= self._next_flush:
+                self._events.flush()
+                self._next_flush = time.monotonic() + _FLUSH_EVERY
             if self._remote and time.monotonic() >= self._next_copy:
                 self.flush()
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        event = _proto.Event(wall_time=time.time(), step=step, **content)
+        self._events.write_event(event)
 
     def write_picture(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Writes WORKDIR/pictures/STEP.png and shows the same in TensorBoard.
@@ -119,14 +136,23 @@ class MetricsWriter(Closing):
             folder = self._workdir / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / f"{step}.png", png.getvalue())
-            self._tensorboard.add_image("picture", picture, step, dataformats="HWC")
+            height, width, _ = picture.shape
+            image = _Summary.Image(
+                height=height,
+                width=width,
+                colorspace=3,
+                encoded_image_string=png.getvalue(),
+            )
+            value = _Summary.Value(tag="picture", image=image)
+            self._write_event(step, summary=_Summary(value=[value]))
 
     def flush(self) -> None:
         """Copies to object storage what is not there yet; call it before a checkpoint.
 
         A copy that fails is said in the log and made up for by the next one.
         """
-        self._tensorboard.flush()
+        with self._report_failure():
+            self._events.flush()
         if not self._remote:
             return
         start = time.monotonic()
@@ -139,8 +165,8 @@ class MetricsWriter(Closing):
 
     def close(self) -> None:
         """Writes out what is left; raises RunError if storage does not take it."""
-        with self._closing, self._report_failure():
-            self._tensorboard.close()
+        with self._report_failure(), self._closing:
+            self._events.close()
             if self._remote:
                 self._copy()
 

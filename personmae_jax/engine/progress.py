@@ -1,7 +1,6 @@
 """What a person watches while a run trains: a bar on a terminal, else plain lines."""
 
 import contextlib
-import os
 import sys
 import time
 
@@ -67,10 +66,7 @@ class Progress:
         now = time.monotonic()
         if now >= self._next_line or step >= self._num_steps:
             self._next_line = now + _LINE_EVERY
-            try:
-                print(f"{self._unit} {step}/{self._num_steps}  {text}", flush=True)
-            except BrokenPipeError:  # nobody reads it any more; the run goes on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"{self._unit} {step}/{self._num_steps}  {text}", flush=True)
 
     def _seconds_left(self, step: int) -> str:
         now = time.monotonic()

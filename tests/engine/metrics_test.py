@@ -226,30 +226,38 @@ FILL_THE_DISK = """
 import resource, sys
 from etils import epath
 from personmae_jax.errors import RunError
-from personmae_jax.engine.metrics import MetricsWriter
-writer = MetricsWriter(epath.Path(sys.argv[1]), 0)
+from personmae_jax.engine import metrics
+metrics._FLUSH_EVERY = 0
+writer = metrics.MetricsWriter(epath.Path(sys.argv[1]), 0)
 writer.write(1, {"loss": 1.0})
-resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 try:
-    for step in range(2, 9):
-        writer.write(step, {"loss": 1.0})
+    with writer:
+        for step in range(2, 99):
+            writer.write(step, {"loss": 1.0})
 except RunError as e:
     print(f"at step {step}: {e}", flush=True)
 """
 
 
+# The first takes no more of the rows, the second of TensorBoard's events.
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_one_line_at_the_first_row_it_tears(tmp_path):
+@pytest.mark.parametrize(("limit", "step"), [(40, 2), (400, 8)])
+def test_a_full_disk_ends_the_run_in_one_line_at_the_first_row_it_tears(
+    tmp_path, limit, step
+):
     done = subprocess.run(
-        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)],
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path), str(limit)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    message = "at step 2: metrics cannot be written to .*; fix that"
+    message = f"at step {step}: metrics cannot be written to .*; fix that"
     assert re.search(message, done.stdout), done
-    assert (tmp_path / "metrics.jsonl").stat().st_size == 40
+    if limit == 40:
+        assert (tmp_path / "metrics.jsonl").stat().st_size == 40
 
 
 def test_params_sha256_is_the_hash_of_paths_and_bytes_in_order():

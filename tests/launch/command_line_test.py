@@ -77,9 +77,9 @@ command_line.run(main)
 """
 
 
-def say(name: str, stdout) -> tuple[int, str]:
+def say(name: str, stdout, code: str = SAY) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}\n{SAY}"],
+        [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}\n{code}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         stdout=stdout,
@@ -99,3 +99,57 @@ def test_a_full_standard_output_ends_no_run():
 def test_sentences_hold_no_escape_sequences_whatever_names_they_quote():
     code, said = say("fail", subprocess.DEVNULL)
     assert (code, said) == (2, "error: no \\x1b[31m\\udcff\n")
+
+
+FILL_THE_DISK = """
+import resource
+sys.path[:0] = ["launch"]
+import command_line
+
+def main():
+    import numpy as np
+    from etils import epath
+    from personmae_jax.engine.checkpoint import Checkpoints
+
+    state = {str(i): np.ones(1 << 10, np.float32) for i in range(300)}
+    with Checkpoints(epath.Path(sys.argv[0]), keep=1, config={}) as checkpoints:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+        checkpoints.save(1, state)
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_nothing_before_or_after_it(tmp_path):
+    code, said = say(str(tmp_path), subprocess.DEVNULL, FILL_THE_DISK)
+    (line,) = said.splitlines()
+    assert code == 1
+    assert line.startswith("error: a checkpoint could not be saved in")
+    assert "(File too large); fix that and start again" in line
+
+
+LOSE_A_DEVICE = """
+sys.path[:0] = ["launch"]
+import command_line
+
+def main():
+    import jax
+    jax.devices()
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "none_such"])
+def test_a_platform_without_a_device_is_refused_by_its_variable(platform, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    code, said = say("run", subprocess.DEVNULL, LOSE_A_DEVICE)
+    assert code == 2
+    assert said.splitlines()[-1].startswith(
+        f"error: JAX_PLATFORMS={platform}: there is no such device, or "
+    )
+    assert "Traceback" not in said
+    assert len(said.splitlines()) < 5
