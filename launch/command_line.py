@@ -63,6 +63,10 @@ def define_config(
                 f"--config: get_config() returned {type(flag.value).__name__}; it must "
                 f"return {kind.__module__}.{kind.__name__}, as in {example}"
             )
+        for path, value in field_paths(flag.value):
+            if value == (None,):  # how --config.FIELD=None is read for a tuple
+                *sections, name = path.split(".")
+                setattr(functools.reduce(getattr, sections, flag.value), name, None)
         return flag.value
 
     return read
@@ -264,7 +268,9 @@ def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: Any) 
 
 
 def _leave(code: int, error: object) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    # A name, or a number of a stranger's file, may fill screens.
+    text = re.sub(r"(\S{300})\S{300,}", r"\1...", str(error))
+    print(f"error: {text}", file=sys.stderr, flush=True)
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         if jax.process_count() > 1:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
@@ -27,7 +28,8 @@ _END = struct.Struct("<4sHHHHIIH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _STORED, _DEFLATED = 0, 8
-_ENCRYPTED = -1  # in place of a method
+_ENCRYPTED, _FOLDER = -1, -2  # in place of a method
+_DESCRIPTOR = 24  # bytes at most behind a member, with its sizes
 _WRAP = 2**32
 
 
@@ -40,29 +42,61 @@ def list_zip(paths: tuple[str, ...]) -> Listing:
     names, places = [], []
     try:
         with open_parts(paths) as file:
-            for name, place in _read_directory(file, paths[0]):
+            found = _find_directory(file, paths[0])
+            for name, place in _read_directory(file, paths[0], found):
                 names.append(name)
                 places.append(place)
+            table = np.array(places, np.int64).reshape(len(places), 5)
+            _account(file, paths[0], found, table, [*map(len, names)])
     except (struct.error, OSError, OverflowError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{paths[0]} is a damaged zip archive; {DAMAGED}") from error
-    table = np.array(places, np.int64).reshape(len(places), 5)
-    order = np.sort(table[:, 0])
-    sizes = table[np.argsort(table[:, 0]), 1] + _LOCAL.size
-    if (order[:-1] + sizes[:-1] > order[1:]).any():
+    is_file = table[:, 4] != _FOLDER
+    kept = Names.pack(name for name, keep in zip(names, is_file, strict=True) if keep)
+    return Listing("zip", paths, kept, table[is_file])
+
+
+def _account(
+    file: io.BufferedIOBase,
+    path: str,
+    found: tuple[int, int, int, int, int],
+    table: Int64[np.ndarray, "n 5"],
+    lengths: list[int],
+) -> None:
+    """Tells of bytes that no entry names; raises ConfigError where images would go."""
+    order = np.argsort(table[:, 0])
+    starts = np.append(table[order, 0], found[2])  # the directory follows the last
+    ends = starts[:-1] + table[order, 1] + _LOCAL.size
+    if (ends > starts[1:]).any():
         raise ConfigError(
-            f"{paths[0]} is no honest zip archive: members lie over one another; "
-            f"{DAMAGED}"
+            f"{path} is no honest zip archive: members lie over one another; {DAMAGED}"
         )
-    return Listing("zip", paths, Names.pack(names), table)
+    if starts[0] > 4:  # the mark of an archive that was once split
+        raise ConfigError(
+            f"{path}: its first {starts[0]} bytes are in no directory; if archives lie "
+            "end to end there, give each as a file of its own"
+        )
+    rest = starts[1:] - ends - np.array(lengths, np.int64)[order]
+    unnamed = found[4]
+    for number in np.flatnonzero(rest > _DESCRIPTOR):
+        file.seek(starts[number])
+        header = file.read(_LOCAL.size)
+        extra = _LOCAL.unpack(header)[2] if len(header) == _LOCAL.size else 0
+        gap = int(rest[number]) - extra
+        unnamed += gap if gap > _DESCRIPTOR else 0
+    if unnamed:
+        logging.warning(
+            "%s: %d bytes are no member's: removed ones, or what follows the archive",
+            *(path, unnamed),
+        )
 
 
 def _read_directory(
-    file: io.BufferedIOBase, path: str
+    file: io.BufferedIOBase, path: str, found: tuple[int, int, int, int, int]
 ) -> Iterator[tuple[bytes, tuple]]:
-    """Yields (name, (offset, stored size, size, checksum, method)) of every file."""
-    count, size, start, shift = _find_directory(file, path)
+    """Yields (name, (offset, stored size, size, checksum, method)) of every entry."""
+    count, size, start, shift, _ = found
     file.seek(start)
     directory = file.read(size)
     at = num_entries = last = 0
@@ -91,28 +125,36 @@ def _read_directory(
         elif 0xFFFFFFFF in (stored, full, offset):
             full, stored, offset = _read_zip64(extra, full, stored, offset)
         if name.endswith(b"/") or attributes & 0x10:
-            continue  # a folder
-        if flags & 1:
+            method = _FOLDER
+        elif flags & 1:
             method = _ENCRYPTED
         yield name, (offset + shift, stored, full, checksum, method)
     if num_entries != count and (count >= 2**16 or num_entries % 2**16 != count):
         raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
 
 
-def _find_directory(file: io.BufferedIOBase, path: str) -> tuple[int, int, int, int]:
-    """(members, bytes, offset of the central directory, bytes before the archive)."""
+def _find_directory(
+    file: io.BufferedIOBase, path: str
+) -> tuple[int, int, int, int, int]:
+    """(entries, bytes, offset of the directory, bytes before the archive, after it)."""
     total = file.seek(0, io.SEEK_END)
     tail_start = max(0, total - _END.size - 0xFFFF)
     file.seek(tail_start)
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
+    before = end
+    while before > 0:  # the last may stand in a comment, which ends with the file
+        before = tail.rfind(b"PK\x05\x06", 0, before)
+        length = tail[before + 20 : before + 22] if before >= 0 else b""
+        if before >= 0 and before + 22 + int.from_bytes(length, "little") == len(tail):
+            end = before
     if end < 0:
         raise ConfigError(
             f"{path} is a zip archive without its end: a part of a split one (give "
             "the parts NAME.zip.001, .002, ... together; join NAME.z01 and NAME.zip "
             f"with `zip -s 0 NAME.zip --out whole.zip`), or cut short: {DAMAGED}"
         )
-    _, disk, _, _, count, size, offset, _ = _END.unpack_from(tail, end)
+    _, disk, _, _, count, size, offset, comment = _END.unpack_from(tail, end)
     position = tail_start + end
     if disk not in (0, 0xFFFF):
         raise ConfigError(
@@ -131,7 +173,8 @@ def _find_directory(file: io.BufferedIOBase, path: str) -> tuple[int, int, int, 
     shift = position - size - offset  # of archives with something before them
     if shift < 0 or size > total or count * _CENTRAL.size > size:
         raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
-    return count, size, offset + shift, shift
+    after = max(0, len(tail) - end - _END.size - comment)
+    return count, size, offset + shift, shift, after
 
 
 def _read_zip64(extra: bytes, *short: int) -> Iterator[int]:

@@ -101,6 +101,31 @@ def test_sentences_hold_no_escape_sequences_whatever_names_they_quote():
     assert (code, said) == (2, "error: no \\x1b[31m\\udcff\n")
 
 
+SET = """
+sys.path[:0] = ["launch"]
+import command_line
+from personmae_jax.config_check import check
+
+sys.argv = ["run", "--config=configs/vits.py", "--config.data.path=x", *sys.argv[:1]]
+settings = command_line.define_config()
+command_line.run(lambda: check(settings()))
+"""
+
+
+def test_none_is_a_value_of_a_setting_that_may_be_a_tuple():
+    code, said = say("--config.encoder.pos_embed_grid=None", None, SET)
+    assert (code, said) == (0, "")
+    code, said = say("--config.data.mean=None", None, SET)
+    assert code == 2
+    assert said.endswith(", but is NoneType None\n")
+
+
+def test_a_sentence_is_short_whatever_it_quotes():
+    code, said = say(f"--config.train.steps={'9' * 9000}", None, SET)
+    assert code == 2
+    assert 300 < len(said) < 1000
+
+
 FILL_THE_DISK = """
 import resource
 sys.path[:0] = ["launch"]

@@ -306,6 +306,35 @@ def test_archives_that_lie_end_to_end_are_all_read(tmp_path, form):
     assert read_all(whole) == content
 
 
+def test_zip_archives_that_lie_end_to_end_are_refused_with_what_to_do(tmp_path):
+    parts = [write_zip(tmp_path / str(n), {f"{n}.jpg": jpeg(n)}) for n in range(2)]
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ConfigError, match="give each as a file of its own"):
+        list_sources([str(whole)])
+
+
+def test_bytes_of_a_zip_that_no_entry_names_are_told(tmp_path, caplog):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}/", b"")  # folders are no gap
+            archive.writestr(f"{number}.jpg", jpeg(number))
+        removed = archive.filelist.pop(3)
+        archive.comment = b"PK\x05\x06 is no end"
+    assert [*read_all(path)] == ["0.jpg", "2.jpg"]
+    size = removed.file_size + 30 + len(removed.filename)
+    assert f"{size} bytes are no member's" in caplog.text
+    caplog.clear()
+    write_zip(path, members(3))
+    read_all(path)
+    assert not caplog.text
+    with open(path, "ab") as file:
+        file.write(b"more")
+    assert len(read_all(path)) == 3
+    assert "4 bytes are no member's" in caplog.text
+
+
 def test_a_tar_header_that_is_damaged_does_not_end_the_archive(tmp_path):
     path = write_tar(tmp_path / "a.tar", members(5))
     data = bytearray(path.read_bytes())
