@@ -17,12 +17,13 @@ from personmae_jax.data.bad_records import BadRecords
 from personmae_jax.data.batches import Batch
 from personmae_jax.data.pipeline import Example, PretrainBatches
 from personmae_jax.data.records import Records
-from personmae_jax.engine import loop, pictures
+from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.metrics import read_rows
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.training import Start, Training
 from personmae_jax.pretrain.program import build, count_steps, make_reconstruct
+from personmae_jax.pretrain.reconstructions import reconstructions
 from personmae_jax.pretrain.scorer import Scorer, open_people
 from personmae_jax.pretrain.state import TrainState
 from personmae_jax.pytorch import importer
@@ -128,9 +129,7 @@ class Reconstructions:
         }
         on_devices = sharding.replicate(batch, program.mesh)
         predicted = jax.device_get(self._reconstruct(state.params, on_devices))
-        return pictures.reconstructions(
-            self._examples, predicted, cfg.encoder.patch_size
-        )
+        return reconstructions(self._examples, predicted, cfg.encoder.patch_size)
 
 
 class Warnings:
