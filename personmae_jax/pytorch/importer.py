@@ -9,7 +9,7 @@ from personmae_jax.config import InitConfig, ModelConfig
 from personmae_jax.config_check import encoder_problems, image_problems
 from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
-from personmae_jax.pytorch import read, told, weights
+from personmae_jax.pytorch import file_settings, read, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
 from personmae_jax.pytorch.state_dict import Recognised, architecture, recognise, some
 from personmae_jax.pytorch.stored import Stored
@@ -50,7 +50,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     table, dtype = tensors.pop("pos_embed"), found.tensors["pos_embed"].dtype
     positions, note = choose_positions(table, dtype, meta, cfg)
     notes = [f"Encoder from {path}{found.where and f' ({found.where})'}.", note]
-    notes += told.sentences(meta, cfg)
+    notes += file_settings.sentences(meta, cfg)
     if found.others:
         notes.append(f"It also has {some(found.others)}; config.init.prefix chooses.")
     if found.dropped:
@@ -69,7 +69,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     return Imported(params, tuple(notes))
 
 
-def read_settings(
+def settings_of_file(
     init: FinetuneInitConfig, size: tuple[int, int] | None = None
 ) -> ModelConfig:
     """Returns settings with which `read_encoder` reads the encoder in a file as it is.
@@ -93,7 +93,7 @@ def read_settings(
     if isinstance(heads := meta.get("num_heads"), int):
         cfg.encoder.num_heads = heads
     for name in ("mean", "std"):
-        values = getattr(init, name) or told.numbers(meta.get(name))
+        values = getattr(init, name) or file_settings.numbers(meta.get(name))
         if values is not None:
             setattr(cfg.data, name, values)
     _check_architecture(cfg)
@@ -125,7 +125,7 @@ def _open(init: InitConfig) -> tuple[Recognised, dict[str, Any]]:
         found = recognise(opened.tree, init.prefix)
     except ValueError as e:
         raise ConfigError(f"config.init.torch_weights={path} {e}") from e
-    return found, told.look_up(init, opened)
+    return found, file_settings.look_up(init, opened)
 
 
 def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, list[str]]:

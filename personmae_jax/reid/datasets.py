@@ -17,8 +17,8 @@ from personmae_jax.config import SyntheticConfig
 from personmae_jax.data import images
 from personmae_jax.data.records import MAX_BYTES, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.reid import layouts
-from personmae_jax.reid.layouts import JUNK, LAYOUTS
+from personmae_jax.reid import dataset_layouts
+from personmae_jax.reid.dataset_layouts import JUNK, LAYOUTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class ListedRecords:
         return foreign_files.read_file(path, MAX_BYTES)
 
     def name(self, index: int) -> str:
-        return layouts.printable(self._names[index])
+        return dataset_layouts.printable(self._names[index])
 
 
 def open_dataset(
@@ -85,13 +85,13 @@ def open_dataset(
         what = "is not a folder" if os.path.exists(root) else "does not exist"
         raise ConfigError(f"{root!r} {what}; {layout} is {LAYOUTS[layout]}")
     if layout == "market1501":
-        parts = layouts.read_market1501(root)
+        parts = dataset_layouts.read_market1501(root)
     elif layout == "msmt17":
-        parts = layouts.read_msmt17(root)
+        parts = dataset_layouts.read_msmt17(root)
     elif layout == "occluded_whole":
-        parts = layouts.read_occluded_whole(root)
+        parts = dataset_layouts.read_occluded_whole(root)
     else:
-        parts = layouts.read_id_folders(root, query_camera)
+        parts = dataset_layouts.read_id_folders(root, query_camera)
     places = [place for part in parts for place in part]
     ends = np.cumsum([len(part) for part in parts])
     query, gallery, train = np.split(np.arange(len(places)), ends[:-1])

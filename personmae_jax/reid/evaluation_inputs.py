@@ -15,8 +15,8 @@ from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import importer
 from personmae_jax.reid import datasets
+from personmae_jax.reid.dataset_layouts import LAYOUTS
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.layouts import LAYOUTS
 
 _OF_FILES = ("prefix", "grid", "num_heads", "mean", "std")
 
@@ -157,7 +157,7 @@ def _open_file(request: Request, path: str) -> Subject:
     for name in _OF_FILES:
         setattr(init, name, getattr(request, name))
     try:
-        cfg = importer.read_settings(init, size)
+        cfg = importer.settings_of_file(init, size)
         params, notes = importer.read_encoder(cfg)
     except ConfigError as e:  # in the words of those who train
         text = re.sub(

@@ -45,7 +45,7 @@ def settle(cfg: Settings, workdir: str) -> None:
         cfg.encoder.pos_embed_grid = source.pos_embed_grid if is_other else None
     elif cfg.init.torch_weights is not None:
         size = (cfg.data.height, cfg.data.width)
-        _adopt(cfg, importer.read_settings(cfg.init, size))
+        _adopt(cfg, importer.settings_of_file(cfg.init, size))
 
 
 def _adopt(cfg: Settings, source: ModelConfig) -> None:

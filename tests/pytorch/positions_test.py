@@ -19,7 +19,7 @@ from personmae_jax.pytorch import weights
 from personmae_jax.pytorch.importer import (
     fold_normalisation,
     read_encoder,
-    read_settings,
+    settings_of_file,
 )
 from personmae_jax.pytorch.positions import resample_positions
 
@@ -266,8 +266,8 @@ def test_the_size_that_is_asked_for_tells_the_grid_of_a_learned_table(
     table = learned_table(tiny_config(), 192)
     path = save_torch(tmp_path / "f.pth", tensors | {"pos_embed": table})
     init = FinetuneInitConfig(torch_weights=str(path))
-    cfg = read_settings(init, (4 * grid[0], 4 * grid[1]))
+    cfg = settings_of_file(init, (4 * grid[0], 4 * grid[1]))
     assert cfg.grid == grid
     np.testing.assert_array_equal(read_encoder(cfg).params["pos_embed"], table)
     with pytest.raises(ConfigError, match="16 x 12 or 24 x 8"):
-        read_settings(init)
+        settings_of_file(init)

@@ -12,7 +12,7 @@ from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import weights
 from personmae_jax.pytorch.export import describe_export, encoder_tensors
-from personmae_jax.pytorch.importer import read_encoder, read_settings
+from personmae_jax.pytorch.importer import read_encoder, settings_of_file
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.positions import resample_positions
 
@@ -30,7 +30,7 @@ def vit() -> Config:
 
 
 def settings_of(file, size=None, **told):
-    return read_settings(FinetuneInitConfig(torch_weights=str(file), **told), size)
+    return settings_of_file(FinetuneInitConfig(torch_weights=str(file), **told), size)
 
 
 def architecture(cfg: Config) -> tuple[int, ...]:

@@ -8,13 +8,13 @@ import pytest
 from personmae_jax.config import SyntheticConfig
 from personmae_jax.data.records import Records
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid.dataset_layouts import LAYOUTS
 from personmae_jax.reid.datasets import (
     JUNK,
     check_training,
     open_dataset,
     synthetic_dataset,
 )
-from personmae_jax.reid.layouts import LAYOUTS
 from personmae_jax.synthetic.pedestrian import encode_pedestrian
 
 
