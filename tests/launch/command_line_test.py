@@ -161,6 +161,8 @@ import command_line
 
 def main():
     import jax
+    from personmae_jax.engine import distributed
+    distributed.initialize()  # as a training does
     jax.devices()
 
 command_line.run(main)
