@@ -7,8 +7,8 @@ import sys
 
 from absl import logging
 
-# What moves a cursor, clears a screen or hides text, and comes in names of files.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What moves a cursor, clears a screen, hides or turns text, and comes in names.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Raw(io.RawIOBase):
@@ -37,18 +37,20 @@ class _Raw(io.RawIOBase):
 
 
 class _Stream(io.TextIOWrapper):
-    """Escapes what the encoding lacks, and control characters where `is_plain`."""
+    """Escapes control characters, and what the encoding lacks.
 
-    is_plain = False
+    Attributes:
+      unescaped: The same for what draws, as a progress bar does.
+    """
+
+    unescaped: io.TextIOWrapper
 
     def write(self, text: str) -> int:
-        if self.is_plain:
-            text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
-        return super().write(text)
+        return super().write(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text))
 
 
 def guard() -> None:
-    """Replaces both streams; the progress bar draws on standard output alone."""
+    """Replaces both streams."""
     for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         try:
             os.fstat(descriptor)
@@ -56,13 +58,13 @@ def guard() -> None:
             os.open(os.devnull, os.O_RDWR)
         if descriptor:
             old = getattr(sys, name)
-            stream = _Stream(
-                io.BufferedWriter(_Raw(descriptor)),
-                encoding=old.encoding if old else "utf-8",
-                errors="backslashreplace",
-                line_buffering=True,
-            )
-            stream.is_plain = name == "stderr"
+            options = {
+                "encoding": old.encoding if old else "utf-8",
+                "errors": "backslashreplace",
+                "line_buffering": True,
+            }
+            stream = _Stream(io.BufferedWriter(_Raw(descriptor)), **options)
+            stream.unescaped = io.TextIOWrapper(stream.buffer, **options)
             setattr(sys, name, stream)
     logging.get_absl_handler().python_handler.stream = sys.stderr
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import re
 from concurrent import futures
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jaxtyping import PyTree
 
-from personmae_jax.engine.storage import read_whole
+from personmae_jax.engine.storage import open_to_read, read_whole
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import RunError, first_line
 
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that
-_BLOCK = 1 << 20  # bytes hashed at once
 _MAX_JSON = 1 << 26  # bytes of a description; ours have 1 MB at most
+# Weights hardly compress, but a teacher without training and Adam's first moments do.
+_MAX_RATIO, _SMALL = 100, 1 << 30  # bytes in memory for one on storage; never refused
 # What tensorstore says of bytes that are wrong or gone, not of a read that failed.
 _DAMAGE = re.compile("DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION")
 
@@ -48,8 +51,16 @@ def verify(folder: epath.Path) -> None:
     state = folder / STATE
     try:
         if not (state / _DIGESTS).exists():
+            logging.log_first_n(
+                logging.WARNING,
+                "%s is of an earlier version, without digests: damage may not show",
+                1,
+                folder,
+            )
             return
         wanted = _read_json(state / _DIGESTS)
+        if not wanted or any(".." in name or name[0] == "/" for name in wanted):
+            raise LookupError(f"{_DIGESTS} does not name the files beside it")
         found = _digests(state, list(wanted))  # a lost one raises
         wrong = [name for name in wanted if found[name] != wanted[name]]
     except Exception as e:  # each storage has its own errors
@@ -68,11 +79,8 @@ def _files(directory: epath.Path, prefix: str = "") -> list[str]:
 
 def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
     def digest(name: str) -> str:
-        sha256 = hashlib.sha256()
-        with (directory / name).open("rb") as file:
-            while block := file.read(_BLOCK):
-                sha256.update(block)
-        return sha256.hexdigest()
+        with open_to_read(directory / name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     with futures.ThreadPoolExecutor() as pool:  # hashlib releases the lock
         return dict(zip(names, pool.map(digest, names), strict=True))
@@ -140,9 +148,19 @@ def read_structure(folder: epath.Path) -> dict[str, Any]:
         # A Checkpointer would warn: it looks for the metadata of STEP/ in here too.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(folder / STATE).tree
+        _check_size(folder / STATE, tree)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     except Exception as e:  # orbax and tensorstore raise whatever they meet
         raise damaged(folder, e) from e
+
+
+def _check_size(state: epath.Path, tree: PyTree) -> None:
+    """Raises LookupError if arrays of far more bytes are named than there can be."""
+    named = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    if named > _SMALL:
+        there = sum((state / name).stat().length for name in _files(state))
+        if named > _MAX_RATIO * there:
+            raise LookupError(f"arrays of {named:.0e} bytes in files of {there}")
 
 
 def _read_json(file: epath.Path) -> Any:

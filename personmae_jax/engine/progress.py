@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 
+import rich.console
 import rich.progress
 from absl import logging
 
@@ -25,6 +26,10 @@ class Progress:
             rich.progress.TextColumn(unit + " {task.completed}/{task.total}"),
             rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.BarColumn(),
+            # The launchers' own standard output escapes what moves a cursor.
+            console=rich.console.Console(
+                file=getattr(sys.stdout, "unescaped", sys.stdout)
+            ),
         )
         self._is_terminal = self._bar.console.is_terminal
         self._task = self._bar.add_task(

@@ -7,7 +7,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from etils import epath
 
@@ -50,6 +50,11 @@ def open_path(path: os.PathLike[str] | str) -> epath.Path:
 def is_remote(path: epath.Path) -> bool:
     """Whether `path` is on object storage: no append, no rename, no flock."""
     return "://" in os.fspath(path)
+
+
+def open_to_read(file: epath.Path) -> BinaryIO:
+    """A file of a run, which anybody may have put there; OSError if it is no file."""
+    return file.open("rb") if is_remote(file) else foreign_files.open_file(file)
 
 
 def read_whole(file: epath.Path, limit: int) -> bytes:

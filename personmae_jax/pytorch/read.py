@@ -88,8 +88,8 @@ def _open_shards(file: Path) -> Opened:
     try:
         names = foreign_files.read_json(file)["weight_map"].values()
         names = sorted(set(names))
-        if any(name in (file.name, "") or Path(name).name != name for name in names):
-            raise ValueError("of files that are not beside it")
+        if any(n.endswith(".json") or not n or Path(n).name != n for n in names):
+            raise ValueError("of indices, or files that are not beside it")
     except OSError as e:
         raise ConfigError(f"{_name(file)} cannot be read ({e.strerror})") from e
     except (ValueError, TypeError, KeyError, AttributeError) as e:

@@ -30,6 +30,8 @@ _DROPPED = re.compile(
     r"|part_token[123]|part[123]_pos|sie_embed"
 )
 
+_MAX_DEPTH = 16  # of dicts in dicts; files of training frameworks have 4
+
 # Heads of known ViTs, by width, where they are not 64 wide: MAE's ViT-H; timm's ViT-g;
 # open_clip's ViT-bigG.
 _HEADS = {1280: 16, 1408: 16, 1664: 16}
@@ -90,19 +92,19 @@ def recognise(tree: Mapping[Any, Any], prefix: str | None = None) -> Recognised:
     )
 
 
-def _find_vits(tree: Mapping[Any, Any]) -> Iterator[tuple[str, tuple[dict, str]]]:
+def _find_vits(tree: Mapping[Any, Any]) -> Iterator[tuple[str, tuple[Mapping, str]]]:
     """The whole prefix of every ViT, its dict, and the prefix inside that."""
-    waiting, seen = [("", tree)], set()
-    for keys, inner in waiting:  # grows
-        if id(inner) in seen:  # a dict may be shared, or hold itself
+    waiting, seen = [("", tree, 0)], set()
+    for keys, inner, depth in waiting:  # grows
+        if id(inner) in seen or depth > _MAX_DEPTH:  # it may be shared, or hold itself
             continue
         seen.add(id(inner))
         for key, value in inner.items():
             if isinstance(value, dict):
-                waiting.append((f"{keys}{key}.", value))
+                waiting.append((f"{keys}{key}.", value, depth + 1))
             elif isinstance(value, Stored) and str(key).split(".")[-1] == "cls_token":
                 own = str(key).removesuffix("cls_token").removesuffix("embeddings.")
-                yield keys + own, ({str(k): v for k, v in inner.items()}, own)
+                yield keys + own, (inner, own)
 
 
 def _is_average(name: str) -> bool:
@@ -110,10 +112,10 @@ def _is_average(name: str) -> bool:
     return "ema" in words or "teacher" in words or "target_encoder" in name
 
 
-def _select(name: str, stored: dict[str, Any], prefix: str) -> Recognised:
+def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
     """The ViT whose names begin with `prefix`, by timm's names."""
     named, dropped = {}, []
-    for key, value in stored.items():
+    for key, value in ((str(key), value) for key, value in stored.items()):
         inner = key.removeprefix(prefix)
         if not key.startswith(prefix) or _DROPPED.fullmatch(inner):
             dropped.append(key)

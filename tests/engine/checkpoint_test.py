@@ -234,10 +234,40 @@ def test_a_lost_file_is_found(saved):
         restore_encoder(saved)
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_digests_and_loads(saved):
+def test_a_checkpoint_of_an_earlier_version_loads_and_has_no_digests_is_said(
+    saved, caplog
+):
     (saved / "checkpoints" / "20" / "state" / "digests.json").unlink()
     with open_checkpoints(saved) as checkpoints:
         assert_same(checkpoints.restore(abstract(make_state(0))), make_state(20))
+    assert "without digests: damage may not show" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "3", '["a"]', '{"/dev/zero": ""}', '{"../../x": ""}', "{"]
+)
+def test_digests_that_are_none_or_of_other_files_are_damage(saved, content):
+    (saved / "checkpoints" / "20" / "state" / "digests.json").write_text(content)
+    with pytest.raises(RunError, match="checkpoints/20 is damaged .*from step 10"):
+        restore_encoder(saved)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(saved):
+    file = state_files(saved)[0]
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="checkpoints/20 cannot be read"):
+        restore_encoder(saved)
+
+
+def test_arrays_larger_than_files_can_hold_are_refused_before_they_are_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint_files, "_SMALL", 0)
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": {"encoder": np.zeros(1 << 24, np.float32)}})
+    with pytest.raises(RunError, match=r"damaged \(arrays of 7e\+07 bytes in files"):
+        restore_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])

@@ -96,6 +96,20 @@ def test_a_full_standard_output_ends_no_run():
     assert said == "standard output was not written: No space left on device\n"
 
 
+def test_standard_output_holds_no_escape_sequences_but_of_the_bar(tmp_path):
+    code = """
+sys.path[:0] = ["launch"]
+import output
+output.guard()
+print("\\x1b[31m\\u202e")
+print("\\x1b[1m", file=sys.stdout.unescaped, flush=True)
+"""
+    with open(tmp_path / "out", "w+b") as out:
+        assert say("run", out, code) == (0, "")
+        out.seek(0)
+        assert out.read() == b"\\x1b[31m\\u202e\n\x1b[1m\n"
+
+
 def test_sentences_hold_no_escape_sequences_whatever_names_they_quote():
     code, said = say("fail", subprocess.DEVNULL)
     assert (code, said) == (2, "error: no \\x1b[31m\\udcff\n")

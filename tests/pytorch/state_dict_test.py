@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 from tiny import tiny_config
 from torch_files import noise, prefixed, save_torch
 
-from personmae_jax.pytorch import layouts
+from personmae_jax.pytorch import layouts, state_dict
 from personmae_jax.pytorch.importer import read_encoder
+from personmae_jax.pytorch.stored import Stored
 
 
 @pytest.fixture
@@ -105,6 +106,16 @@ def test_a_module_of_transformers_5_that_torch_saved_is_read(tensors, tmp_path):
     assert_encoder(read_encoder(with_file(path)).params, tensors)
 
 
+def test_dicts_that_lie_deep_inside_dicts_are_not_searched(tensors):
+    for depth, found in ((3, True), (3000, False)):
+        tree = {
+            n: Stored(a.shape, "float32", lambda a=a: a) for n, a in tensors.items()
+        }
+        for _ in range(depth):
+            tree = {"a": tree}
+        assert bool([*state_dict._find_vits(tree)]) == found
+
+
 def test_a_model_in_parts_is_read_by_its_index(tensors, tmp_path):
     names, index = [*tensors], tmp_path / "model.safetensors.index.json"
     save_file({n: tensors[n] for n in names[::2]}, tmp_path / "1.safetensors")
@@ -126,7 +137,9 @@ def test_an_index_that_is_none_is_refused(content, tmp_path):
     assert "is no index of a model in parts" in refusal(with_file(index))
 
 
-@pytest.mark.parametrize("name", ["../w", "/etc/w", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name", ["../w", "/etc/w", "", "model.safetensors.index.json", "b.index.json"]
+)
 def test_an_index_names_only_files_beside_it(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
