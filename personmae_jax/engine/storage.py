@@ -7,7 +7,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -52,7 +52,7 @@ def is_remote(path: epath.Path) -> bool:
     return "://" in os.fspath(path)
 
 
-def open_to_read(file: epath.Path) -> BinaryIO:
+def open_to_read(file: epath.Path) -> Any:
     """A file of a run, which anybody may have put there; OSError if it is no file."""
     return file.open("rb") if is_remote(file) else foreign_files.open_file(file)
 
