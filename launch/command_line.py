@@ -156,6 +156,15 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
             flags.FLAGS[more_of].value = [*(flags.FLAGS[more_of].value or ()), *rest]
         elif rest:
             raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
+        for name in {"out", "workdir"} & {*flags.FLAGS}:
+            if any(
+                "\ud800" <= letter < "\ue000"
+                for letter in flags.FLAGS[name].value or ""
+            ):
+                raise ConfigError(
+                    f"--{name}={flags.FLAGS[name].value} is not UTF-8, which the "
+                    "libraries that write there need; give it another name"
+                )
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1
         sys.exit(0)
@@ -179,9 +188,10 @@ def refuse_inside(flag: str, folder: str | None, *inputs: str | None) -> None:
     """Raises ConfigError if what is written to `folder` would be read as input."""
     if folder is None or "://" in folder:
         return
-    inside = pathlib.Path(folder).expanduser().resolve()
+    # Not Path.resolve: it raises where links go round.
+    inside = pathlib.Path(os.path.realpath(os.path.expanduser(folder)))
     for path in filter(None, inputs):
-        outside = pathlib.Path(path).expanduser().resolve()
+        outside = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
         if outside.is_dir() and inside.is_relative_to(outside):
             raise ConfigError(
                 f"{flag}={folder} lies in {path}, whose files are read as data; name "

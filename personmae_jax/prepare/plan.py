@@ -129,9 +129,14 @@ def read_plan(folder: epath.Path) -> Plan | None:
         ):
             raise ValueError("numbers that do not belong together")
         return plan
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"{folder / _PLAN_FILE} cannot be read ({error.strerror}); it may well be "
+            "whole: fix the access to it and start again"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{folder / _PLAN_FILE} is damaged; remove {folder} and start again"
         ) from error

@@ -115,6 +115,27 @@ def test_sentences_hold_no_escape_sequences_whatever_names_they_quote():
     assert (code, said) == (2, "error: no \\x1b[31m\\udcff\n")
 
 
+PARSE = """
+sys.path[:0] = ["launch"]
+import command_line
+command_line.define_workdir()
+sys.argv = ["run", "--workdir", *sys.argv[:1]]
+command_line.run(lambda: None)
+"""
+
+
+def test_a_folder_for_output_whose_name_is_not_utf_8_is_refused():
+    assert say("g\xf6\u4e00", None, PARSE) == (0, "")
+    code, said = say("g\udcff", None, PARSE)
+    assert code == 2
+    assert said.startswith("error: --workdir=g\\udcff is not UTF-8, which")
+
+
+def test_links_that_go_round_are_no_traceback(tmp_path):
+    (tmp_path / "x").symlink_to(tmp_path / "x")
+    command_line.refuse_inside("--out", str(tmp_path / "x"), str(tmp_path / "x"))
+
+
 SET = """
 sys.path[:0] = ["launch"]
 import command_line

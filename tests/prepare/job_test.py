@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from image_files import (
     encoded,
     jpeg,
@@ -27,7 +28,7 @@ from personmae_jax.data.records import open_records
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare import job as prepare_module
 from personmae_jax.prepare.job import prepare
-from personmae_jax.prepare.plan import Request, make_plan
+from personmae_jax.prepare.plan import Request, make_plan, read_plan
 from personmae_jax.prepare.shard import write_shard
 from personmae_jax.prepare.sources import open_reader
 from personmae_jax.prepare.verify import check_shard
@@ -469,3 +470,11 @@ def test_a_finished_shard_is_not_written_again(tmp_path):
     before = file.stat().st_mtime_ns
     assert write_shard(str(out), 0) == 3
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "plan.json").symlink_to(tmp_path / "plan.json")
+    with pytest.raises(ConfigError, match="may well be whole: fix the access"):
+        read_plan(epath.Path(tmp_path))
+    (tmp_path / "file").touch()
+    assert read_plan(epath.Path(tmp_path / "file" / "out")) is None
