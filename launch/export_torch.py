@@ -20,8 +20,8 @@ _OUT = flags.DEFINE_string(
 _LAYOUT = flags.DEFINE_string(
     "layout",
     "mae",
-    "mae, flat (OML), safetensors, pass, huggingface, or, of a "
-    "fine-tuned run with its head, transreid.",
+    "mae, flat (OML), safetensors, pass, huggingface, or, with the batch norm of "
+    "a run that was fine-tuned or adapted, transreid or cluster-contrast.",
 )
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the latest if absent.")
 _WEIGHTS = flags.DEFINE_string(

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from personmae_jax import pixels
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.models import personmae
+from personmae_jax.models.batch_norm import normalise
 from personmae_jax.reid.features import Encode
-from personmae_jax.reid.neck import normalise
 
 
 def init_params(

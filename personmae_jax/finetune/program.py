@@ -10,8 +10,8 @@ from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.program import Program, assemble
 from personmae_jax.finetune import model
 from personmae_jax.finetune.step import FinetuneState, make_train_step
+from personmae_jax.models import batch_norm
 from personmae_jax.optim import layerwise_optimizer, warmup_cosine
-from personmae_jax.reid import neck
 
 _LR_IMAGES = 64  # images a step at which `base_lr` is meant
 
@@ -46,7 +46,7 @@ def build(
         return FinetuneState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            statistics=neck.init_statistics(cfg.encoder.width),
+            statistics=batch_norm.init_statistics(cfg.encoder.width),
             opt_state=tx.init(params),
         )
 

@@ -14,9 +14,8 @@ from personmae_jax import sharding
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.finetune import losses, model
-from personmae_jax.models import personmae
+from personmae_jax.models import batch_norm, personmae
 from personmae_jax.optim import Schedule
-from personmae_jax.reid import neck
 from personmae_jax.sharding import matmul_dtype
 
 
@@ -62,7 +61,7 @@ def make_train_step(
             drop_path_mask=scales,
             dtype=dtype,
         )
-        normalised, statistics = neck.batch_norm(
+        normalised, statistics = batch_norm.batch_norm(
             features, params["bottleneck"]["scale"], statistics
         )
         logits = normalised @ params["classifier"]["kernel"]

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from personmae_jax.config import Config, ModelConfig
-from personmae_jax.config_json import Settings, config_to_json
-from personmae_jax.engine import revision
+from personmae_jax.config_json import Settings
+from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
 from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.pytorch import weights as torch_weights
-from personmae_jax.pytorch.layouts import LAYOUTS, head_tensors
-from personmae_jax.pytorch.model_card import model_card
-from personmae_jax.pytorch.model_names import architecture
+from personmae_jax.pytorch.head import head_tensors
+from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.pytorch.model_card import describe_export, model_card
 from personmae_jax.pytorch.positions import resample_positions
 from personmae_jax.pytorch.recipes import instructions
 from personmae_jax.pytorch.verification import (
@@ -35,6 +35,7 @@ from personmae_jax.pytorch.verification import (
     make_examples,
     verify,
     verify_without_torch,
+    with_features,
 )
 
 
@@ -75,6 +76,7 @@ def export(
             raise ConfigError(f"--reference={reference} lies in --out; name it outside")
         reference = _check_target(reference, "--reference", (".npz",))
     cfg = read_settings(workdir)
+    _refuse_mean(cfg, layout)
     grid = cfg.grid if grid is None else grid
     if weights is None:  # a fine-tuned run has no teacher
         weights = cfg.export.weights if isinstance(cfg, Config) else "student"
@@ -83,13 +85,14 @@ def export(
     _refuse_non_finite(params, f"the {weights}'s weights at step {step}")
 
     tensors = encoder_tensors(cfg, params, grid)
-    head = {}
-    if LAYOUTS[layout].needs_head:
-        head = head_tensors(restore_head(workdir, step), step)
     examples = make_examples(cfg, params, grid, tensors["pos_embed"])
+    if LAYOUTS[layout].read_head is not None:
+        head = restore_head(workdir, step)
+        tensors |= head_tensors(head, step)
+        examples = with_features(examples, head)
     meta = describe_export(cfg, grid, weights, step, about)
     try:
-        check = _write(target, layout, cfg, tensors | head, meta, examples, reference)
+        check = _write(target, layout, cfg, tensors, meta, examples, reference)
     except OSError as e:
         raise RunError(f"{target} could not be written ({first_line(e)})") from e
     told = instructions(str(target), layout, meta)
@@ -139,7 +142,8 @@ def _folder_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 def _write_reference(reference: pathlib.Path, examples: Examples) -> None:
     try:
         with appearing_whole(reference) as part, part.open("wb") as file:
-            np.savez(file, **examples._asdict())
+            arrays = examples._asdict().items()
+            np.savez(file, **{name: x for name, x in arrays if x is not None})
     except OSError as e:
         raise RunError(f"{reference} could not be written ({first_line(e)})") from e
 
@@ -170,48 +174,13 @@ def encoder_tensors(
     return {name: tensors[name] for name in shapes}
 
 
-def describe_export(
-    cfg: Settings,
-    grid: tuple[int, int],
-    weights: str,
-    step: int,
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Returns what a file says of itself: str, int, float and lists of them only.
-
-    Args:
-      cfg: Of the run.
-      grid: That the positions are for.
-      weights: "student" or "teacher".
-      step: Of the checkpoint.
-      about: What the checkpoint says of itself.
-    """
-    encoder = cfg.encoder
-    meta = {
-        "width": encoder.width,
-        "depth": encoder.depth,
-        "num_heads": encoder.num_heads,
-        "mlp_ratio": encoder.mlp_ratio,
-        "patch_size": encoder.patch_size,
-        "activation": "gelu (erf)",
-        "layer_norm_eps": 1e-6,
-        "grid": list(grid),
-        "trained_grid": list(cfg.pos_embed_grid),
-        "image_size": [side * encoder.patch_size for side in grid],
-        "positions": "learned" if encoder.learned_positions else "sine-cosine",
-        "mean": list(cfg.data.mean),
-        "std": list(cfg.data.std),
-        "weights": weights,
-        "step": step,
-        "config": config_to_json(cfg),
-        "training": "fine-tuning" if "sampling" in about["config"] else "PersonMAE",
-        "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
-        "neck_feature": about["config"].get("head", {}).get("feature", "before"),
-        "git_revision": about["git_revision"] or "unknown",
-        "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
-        "exported_with": revision.git_revision() or "unknown",
-    }
-    return {"architecture": architecture(meta)} | meta
+def _refuse_mean(cfg: Settings, layout: str) -> None:
+    is_mean = isinstance(cfg, UnsupervisedConfig) and cfg.head.feature == "mean"
+    if is_mean and LAYOUTS[layout].read_head is not None:
+        raise ConfigError(
+            f"--layout={layout} has a batch norm after the cls token, but this run was "
+            "trained with config.head.feature=mean; take --layout=mae"
+        )
 
 
 def _check_layout(layout: str) -> None:

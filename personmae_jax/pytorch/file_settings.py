@@ -35,7 +35,7 @@ _EPS = 1e-6  # of every LayerNorm here
 
 
 def look_up(init: InitConfig, opened: Opened) -> dict[str, Any]:
-    """Returns what is told, by the names of `export.describe_export`."""
+    """Returns what is told, by the names of `model_card.describe_export`."""
     said = {name: getattr(init, name, None) for name in _SETTINGS}
     said = {name: value for name, value in said.items() if value is not None}
     return _beside(str(init.torch_weights)) | _own_meta(opened) | said

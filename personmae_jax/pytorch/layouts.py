@@ -6,8 +6,10 @@ Layouts:
   safetensors: the same tensors in a file that needs no torch.
   pass: as mae, with the positions split and three part tokens added: PASS.
   huggingface: a folder for `transformers.ViTModel.from_pretrained`.
-  transreid: of a fine-tuned run, the bare dict that TransReID and its kin test:
-    the encoder below `base.`, and the head of `head_tensors`.
+  transreid: of a run with a batch norm, the bare dict that TransReID and its kin test:
+    the encoder below `base.`, and what `head.head_tensors` returns.
+  cluster-contrast: of a run with a batch norm, `{"state_dict": tensors, "meta": ...}`
+    as TransReID-SSL's cluster-contrast-reid saves: all below `module.`, no classifier.
 """
 
 import io
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from personmae_jax.errors import RunError
+from personmae_jax.pytorch import head
 
 Tensors = dict[str, np.ndarray]
 Meta = dict[str, Any]
@@ -36,7 +39,6 @@ HUGGINGFACE = {  # names of transformers 4; 5 renames them as it reads
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_HEAD = ("bottleneck.", "classifier.")
 _QKV = ("query", "key", "value")
 
 
@@ -44,12 +46,13 @@ class Layout(NamedTuple):
     """How one layout is stored.
 
     Attributes:
-      write: (path, tensors, meta of `export.describe_export`) -> None.
+      write: (path, tensors, meta of `model_card.describe_export`) -> None.
       read: path -> the tensors under their canonical names; raises RunError or what
         the library raises if they are not there.
       suffixes: Of the path; none for a folder.
       needs_torch: To be written.
-      needs_head: Is written of a fine-tuned run only, with its `head_tensors`.
+      read_head: path -> the tensors of the batch norm, by the names of
+        torch.nn.BatchNorm1d; None: the layout has none.
       verified: What one may say after `read` gave what a plain ViT needs.
     """
 
@@ -57,7 +60,7 @@ class Layout(NamedTuple):
     read: Callable[[pathlib.Path], Tensors]
     suffixes: tuple[str, ...] = (".pth", ".pt")
     needs_torch: bool = True
-    needs_head: bool = False
+    read_head: Callable[[pathlib.Path], Tensors] | None = None
     verified: str = "Verified"
 
 
@@ -85,45 +88,6 @@ def join_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
             raise RunError(f"part token {i} differs from cls")
     tensors["pos_embed"] = np.concatenate([cls_pos, tensors["pos_embed"]], axis=1)
     return tensors
-
-
-def head_tensors(head: Mapping[str, Any], step: int) -> Tensors:
-    """Returns the head of a fine-tuned run by TransReID's names.
-
-    Args:
-      head: Of `checkpoint.restore_head`.
-      step: Of the checkpoint.
-    """
-    params, statistics = head["params"], head["statistics"]
-    scale = np.asarray(params["bottleneck"]["scale"], np.float32)
-    tensors = {
-        "bottleneck.weight": scale,
-        "bottleneck.bias": np.zeros_like(scale),
-        "bottleneck.running_mean": np.asarray(statistics["mean"], np.float32),
-        "bottleneck.running_var": np.asarray(statistics["var"], np.float32),
-        "bottleneck.num_batches_tracked": np.array(step, np.int64),
-        "classifier.weight": np.ascontiguousarray(params["classifier"]["kernel"].T),
-    }
-    if "camera_embed" in params:
-        tensors["sie_embed"] = np.asarray(params["camera_embed"])[:, None].copy()
-    return tensors
-
-
-def to_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Returns all tensors, the encoder's and `sie_embed` below "base."."""
-    return {
-        name if name.startswith(_HEAD) else f"base.{name}": array
-        for name, array in tensors.items()
-    }
-
-
-def from_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Returns the encoder's tensors among those of `to_transreid`."""
-    encoder = {
-        n.removeprefix("base."): a for n, a in tensors.items() if n[:5] == "base."
-    }
-    encoder.pop("sie_embed", None)
-    return encoder
 
 
 def to_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -263,9 +227,18 @@ LAYOUTS = {
         verified="Verified without PASS's part tokens, with which its features differ",
     ),
     "transreid": Layout(
-        lambda path, tensors, _: _save_torch(path, to_transreid(tensors)),
-        lambda path: from_transreid(_load_torch(path, None)),
-        needs_head=True,
+        lambda path, tensors, _: _save_torch(path, head.to_transreid(tensors)),
+        lambda path: head.from_transreid(_load_torch(path, None)),
+        read_head=lambda path: head.batch_norm_in(_load_torch(path, None)),
+    ),
+    "cluster-contrast": Layout(
+        lambda path, tensors, meta: _save_torch(
+            path, {"state_dict": head.to_cluster_contrast(tensors), "meta": meta}
+        ),
+        lambda path: head.from_cluster_contrast(_load_torch(path, "state_dict")),
+        read_head=lambda path: head.batch_norm_in(
+            _load_torch(path, "state_dict"), "module."
+        ),
     ),
     "huggingface": Layout(
         _save_huggingface,

@@ -1,7 +1,72 @@
 """A model card for an export: what it is, how it was verified, how it is loaded."""
 
-from personmae_jax.pytorch.model_names import Meta
+from typing import Any
+
+from personmae_jax.config import Config
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.config_json import Settings, config_to_json
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine import revision
+from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.pytorch.model_names import Meta, architecture
 from personmae_jax.pytorch.recipes import instructions
+
+_TRAININGS = {
+    Config: "PersonMAE",
+    FinetuneConfig: "fine-tuning",
+    UnsupervisedConfig: "training without labels",
+}
+
+
+def describe_export(
+    cfg: Settings,
+    grid: tuple[int, int],
+    weights: str,
+    step: int,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns what a file says of itself: str, int, float and lists of them only.
+
+    Args:
+      cfg: Of the run.
+      grid: That the positions are for.
+      weights: "student" or "teacher".
+      step: Of the checkpoint.
+      about: What the checkpoint says of itself.
+    """
+    encoder = cfg.encoder
+    meta = {
+        "width": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.num_heads,
+        "mlp_ratio": encoder.mlp_ratio,
+        "patch_size": encoder.patch_size,
+        "activation": "gelu (erf)",
+        "layer_norm_eps": 1e-6,
+        "grid": list(grid),
+        "trained_grid": list(cfg.pos_embed_grid),
+        "image_size": [side * encoder.patch_size for side in grid],
+        "positions": "learned" if encoder.learned_positions else "sine-cosine",
+        "mean": list(cfg.data.mean),
+        "std": list(cfg.data.std),
+        "weights": weights,
+        "step": step,
+        "config": config_to_json(cfg),
+        "training": _TRAININGS[type(cfg)],
+        "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
+        "neck_feature": _neck_feature(cfg),
+        "git_revision": about["git_revision"] or "unknown",
+        "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
+        "exported_with": revision.git_revision() or "unknown",
+    }
+    return {"architecture": architecture(meta)} | meta
+
+
+def _neck_feature(cfg: Settings) -> str:
+    """Whether a run is scored by features "before" or "after" its batch norm."""
+    if isinstance(cfg, FinetuneConfig):
+        return cfg.head.feature
+    return "after" if isinstance(cfg, UnsupervisedConfig) else "before"
 
 
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:
@@ -14,8 +79,13 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
       check: A sentence on the verification.
       sha256: Of the file, in hexadecimal.
     """
-    is_finetuned = meta["training"] == "fine-tuning"
-    trained = "fine-tuned" if is_finetuned else "pretrained as PersonMAE"
+    trained = {
+        "PersonMAE": "pretrained as PersonMAE",
+        "fine-tuning": "fine-tuned",
+        "training without labels": "trained without labels",
+    }[meta["training"]]
+    has_head = LAYOUTS[layout].read_head is not None
+    held = " and the batch norm's after it" if has_head else ""
     return f"""# {meta["architecture"]}, {trained} for re-identification
 
 {check}
@@ -23,7 +93,7 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
 | what | value |
 | --- | --- |
 | weights | {meta["weights"]} after step {meta["step"]} |
-| layout | {layout}: the encoder's tensors, float32 |
+| layout | {layout}: the encoder's tensors{held}, float32 |
 | input | RGB, {_times(meta["image_size"])} pixels, (x / 255 - mean) / std |
 | mean, std | {meta["mean"]}, {meta["std"]} |
 | positions | {meta["positions"]}, grid {_times(meta["grid"])} \

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# What a file says of itself, see `export.describe_export`.
+# What a file says of itself, see `model_card.describe_export`.
 Meta = Mapping[str, Any]
 
 

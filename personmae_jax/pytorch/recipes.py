@@ -9,6 +9,8 @@ CASIA-IVA-Lab/PASS-reID, damo-cv/TransReID, hustvl/PersonViT, junkunyuan/HAP, MA
 JDAI-CV/fast-reid, facebookresearch/mae, OML, timm and transformers, as of 2026.
 """
 
+from functools import partial
+
 from personmae_jax.pytorch.model_names import Meta, find_names
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -34,14 +36,15 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
         "flat": {"OML": _oml},
         "safetensors": {"timm": _timm},
         "pass": {
-            "PASS": _pass,
+            "PASS": partial(_transreid_ssl, extra=7),  # 3 part tokens, 4 positions
             "PASS, cluster-contrast (USL, UDA)": _pass_cluster_contrast,
         },
         "huggingface": {"transformers": _transformers},
         "transreid": {
             "TransReID": _transreid_test,
-            "TransReID-SSL": _transreid_ssl_test,
+            "TransReID-SSL": partial(_transreid_test, ssl=True),
         },
+        "cluster-contrast": {"cluster-contrast-reid": _cluster_contrast_test},
     }[layout]
     texts = {title: recipe(file, meta) for title, recipe in recipes.items()}
     told = [f"### {title}\n\n{text}\n" for title, text in texts.items() if text]
@@ -83,10 +86,6 @@ With PRETRAIN_CHOICE 'self' nothing is loaded, and the log says that it was.
 {_success(meta, extra, head=2)}"""
 
 
-def _pass(file: str, meta: Meta) -> str | None:
-    return _transreid_ssl(file, meta, extra=7)  # three part tokens, four positions
-
-
 def _cluster_contrast(
     file: str, meta: Meta, extra: int = 0, head: int = 5
 ) -> str | None:
@@ -103,13 +102,11 @@ def _cluster_contrast(
 {_success(meta, extra, head=head)}{note}"""
 
 
-def _pass_cluster_contrast(file: str, meta: Meta) -> str | None:
-    return _cluster_contrast(file, meta, extra=7, head=20)
+_pass_cluster_contrast = partial(_cluster_contrast, extra=7, head=20)
 
 
 def _transreid(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.transreid is None:
+    if not (names := find_names(meta)) or not names.transreid:
         return None
     return f"""\
     MODEL.PRETRAIN_PATH {file}
@@ -138,13 +135,21 @@ def _transreid_test(file: str, meta: Meta, *, ssl: bool = False) -> str | None:
 `python test.py` then gives this run's scores, but for the interpolation of images."""
 
 
-def _transreid_ssl_test(file: str, meta: Meta) -> str | None:
-    return _transreid_test(file, meta, ssl=True)
+def _cluster_contrast_test(file: str, meta: Meta) -> str | None:
+    if not (names := find_names(meta)) or not names.cluster_contrast:
+        return None
+    size = tuple(_input_size(meta)[0])
+    return f"""\
+    model = models.create({names.cluster_contrast!r}, img_size={size},
+                          pretrained_path={file!r})
+    copy_state_dict(load_checkpoint({file!r})["state_dict"], model, strip="module.")
+
+Success: no line on missing keys. In eval mode it gives features of unit length after
+the batch norm. {_normalise(meta)} Its examples/test.py builds ResNets only."""
 
 
 def _hap(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.mae is None:  # HAP has MAE's models
+    if not (names := find_names(meta)) or not names.mae:  # HAP has MAE's models
         return None
     height = meta["image_size"][0]
     size = "" if height == 256 else f" --size {height}"

@@ -14,6 +14,7 @@ from personmae_jax.config import ModelConfig
 from personmae_jax.data.images import Box, crop_resize
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.models import personmae
+from personmae_jax.models.batch_norm import normalise
 from personmae_jax.pixels import patchify
 from personmae_jax.pytorch import layouts
 from personmae_jax.synthetic.pedestrian import render_pedestrian
@@ -28,10 +29,12 @@ class Examples(NamedTuple):
     Attributes:
       images: Normalised; noise first, then synthetic pedestrians.
       tokens: JAX's answers after the final norm, cls first, computed in float32.
+      features: The cls token after the batch norm, of unit length; None: there is none.
     """
 
     images: Float32[np.ndarray, "b height width 3"]
     tokens: Float32[np.ndarray, "b t d"]
+    features: Float32[np.ndarray, "b d"] | None = None
 
 
 def make_examples(
@@ -58,6 +61,17 @@ def make_examples(
     return Examples(images, np.array(tokens))
 
 
+def with_features(examples: Examples, head: dict[str, Any]) -> Examples:
+    """Adds what the batch norm of `checkpoint.restore_head` makes of the cls tokens."""
+    features = normalise(
+        jnp.asarray(examples.tokens[:, 0]),
+        jnp.asarray(head["params"]["bottleneck"]["scale"]),
+        jax.tree.map(jnp.asarray, head["statistics"]),
+    )
+    lengths = jnp.linalg.norm(features, axis=1, keepdims=True)
+    return examples._replace(features=np.array(features / lengths))
+
+
 def verify(
     layout: layouts.Layout,
     path: pathlib.Path,
@@ -67,19 +81,25 @@ def verify(
     """Reads a file back and runs it in plain PyTorch; returns what came out.
 
     Raises:
-      RunError: It cannot be read, or a value of a token differs by over `TOLERANCE`.
+      RunError: It cannot be read, or a value of a token or of a feature differs by over
+        `TOLERANCE`.
     """
     from personmae_jax.pytorch import vit
 
     try:
         tensors = layout.read(path)
         tokens = vit.encode(cfg.encoder, tensors, examples.images)
+        differences, what = np.abs(tokens - examples.tokens).max(axis=(1, 2)), ""
+        if layout.read_head is not None and examples.features is not None:
+            features = vit.batch_norm(layout.read_head(path), tokens[:, 0])
+            after = np.abs(features - examples.features).max(axis=1)
+            differences = np.maximum(differences, after)
+            what = " and the feature of unit length after the batch norm"
     except Exception as e:  # torch and safetensors raise whatever they meet
         raise RunError(
             f"the file that was written cannot be read back ({first_line(e)}); it was "
             "removed, please report this"
         ) from e
-    differences = np.abs(tokens - examples.tokens)
     noise, real = differences[:NUM_NOISE].max(), differences[NUM_NOISE:].max()
     if not max(noise, real) <= TOLERANCE:  # NaN is not
         raise RunError(
@@ -89,7 +109,7 @@ def verify(
         )
     return (
         f"{layout.verified}: read back and run in plain PyTorch, every token after the "
-        f"final norm is within {noise:.1e} (noise) and {real:.1e} (synthetic "
+        f"final norm{what} is within {noise:.1e} (noise) and {real:.1e} (synthetic "
         "pedestrians) of JAX's, in float32."
     )
 

@@ -110,3 +110,22 @@ def encode(
     model.load_state_dict(state, strict=True, assign=True)
     with torch.inference_mode():
         return model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+
+def batch_norm(
+    tensors: Mapping[str, np.ndarray], features: Float32[np.ndarray, "b d"]
+) -> Float32[np.ndarray, "b d"]:
+    """Returns features after a file's batch norm, of unit length.
+
+    Args:
+      tensors: By the names of torch.nn.BatchNorm1d.
+      features: Before it.
+
+    Raises:
+      RuntimeError: Of `load_state_dict`: a tensor is missing, too many or misshapen.
+    """
+    neck = nn.BatchNorm1d(features.shape[1])
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    neck.load_state_dict(state, strict=True)
+    with torch.inference_mode():
+        return functional.normalize(neck.eval()(torch.from_numpy(features))).numpy()

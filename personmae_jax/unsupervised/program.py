@@ -8,8 +8,8 @@ from jaxtyping import PyTree
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Program, assemble
+from personmae_jax.models import batch_norm
 from personmae_jax.optim import layerwise_optimizer, stepwise
-from personmae_jax.reid import neck
 from personmae_jax.unsupervised import model
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.step import (
@@ -46,7 +46,7 @@ def build(
         return UnsupervisedState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            statistics=neck.init_statistics(cfg.encoder.width),
+            statistics=batch_norm.init_statistics(cfg.encoder.width),
             opt_state=tx.init(params),
             memory=init_memory(num_images, cfg.encoder.width),
             labels=jnp.full(num_images, OUTLIER, jnp.int32),

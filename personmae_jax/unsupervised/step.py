@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Batch, Metrics
-from personmae_jax.models import personmae
+from personmae_jax.models import batch_norm, personmae
 from personmae_jax.optim import Schedule
-from personmae_jax.reid import neck
 from personmae_jax.reid.features import unit
 from personmae_jax.sharding import matmul_dtype
 from personmae_jax.unsupervised import memory, model
@@ -73,7 +72,7 @@ def make_train_step(
             cfg, params, batch["image"], drop_path_mask=mask, dtype=dtype
         )
         scale = params["bottleneck"]["scale"]
-        features, statistics = neck.batch_norm(features, scale, statistics)
+        features, statistics = batch_norm.batch_norm(features, scale, statistics)
         features = unit(features)
         logits = memory.similarities(features, bank, cfg.memory.temperature)
         loss = _loss(cfg, logits, labels, bank)

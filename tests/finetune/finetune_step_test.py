@@ -12,9 +12,8 @@ from personmae_jax.config_finetune import FinetuneOptimConfig
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.finetune import model
 from personmae_jax.finetune.program import build
-from personmae_jax.models import personmae
+from personmae_jax.models import batch_norm, personmae
 from personmae_jax.optim import layer_scales, layerwise_optimizer
-from personmae_jax.reid import neck
 
 
 def make(cfg, num_devices: int = 1, fsdp: int = 1):
@@ -176,11 +175,11 @@ def test_the_batch_norm_is_that_of_pytorch():
     torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
     norm = torch.nn.BatchNorm1d(5)
     features = np.random.default_rng(0).standard_normal((3, 12, 5), np.float32) * 3 + 1
-    scale, running = jnp.arange(1.0, 6.0), neck.init_statistics(5)
+    scale, running = jnp.arange(1.0, 6.0), batch_norm.init_statistics(5)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1.0, 6.0))
     for batch in features:
-        ours, running = neck.batch_norm(jnp.asarray(batch), scale, running)
+        ours, running = batch_norm.batch_norm(jnp.asarray(batch), scale, running)
         theirs = norm(torch.from_numpy(batch)).detach().numpy()
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(running["mean"], norm.running_mean, rtol=1e-5)

@@ -24,7 +24,7 @@ from personmae_jax.pytorch.export import export
 from personmae_jax.pytorch.layouts import LAYOUTS
 
 ROOT = pathlib.Path(__file__).parents[2]
-OF_ENCODERS = [name for name, layout in LAYOUTS.items() if not layout.needs_head]
+OF_ENCODERS = [name for name, layout in LAYOUTS.items() if layout.read_head is None]
 
 
 @pytest.fixture(scope="module")

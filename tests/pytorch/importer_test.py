@@ -10,10 +10,11 @@ from torch_files import noise, prefixed, save_torch, training_state
 
 from personmae_jax.config import Config
 from personmae_jax.errors import ConfigError
-from personmae_jax.pytorch import export, layouts, weights
+from personmae_jax.pytorch import layouts, weights
 from personmae_jax.pytorch.importer import read_encoder
+from personmae_jax.pytorch.model_card import describe_export
 
-OWN_META = export.describe_export(
+OWN_META = describe_export(
     tiny_config(),
     (4, 2),
     "student",

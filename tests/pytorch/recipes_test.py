@@ -80,6 +80,7 @@ CALLS = {
     "timm": {"img_size", "num_classes", "checkpoint_path"},
     "OML": {"weights", "arch", "normalise_features"},
     "transformers": {"add_pooling_layer", "return_tensors"},
+    "cluster-contrast-reid": {"img_size", "pretrained_path", "strip"},
 }
 
 

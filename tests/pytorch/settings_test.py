@@ -11,9 +11,10 @@ from personmae_jax.config import Config
 from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import weights
-from personmae_jax.pytorch.export import describe_export, encoder_tensors
+from personmae_jax.pytorch.export import encoder_tensors
 from personmae_jax.pytorch.importer import read_encoder, settings_of_file
 from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.pytorch.model_card import describe_export
 from personmae_jax.pytorch.positions import resample_positions
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from personmae_jax.pytorch import export, weights
 from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.pytorch.model_card import describe_export
 
 torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
 
@@ -28,9 +29,7 @@ class Case:
         self.cfg = exported.small_config()
         params = exported.trained_like(self.cfg.encoder)
         self.tensors = export.encoder_tensors(self.cfg, params, self.cfg.grid)
-        self.meta = export.describe_export(
-            self.cfg, self.cfg.grid, "teacher", 1200, ABOUT
-        )
+        self.meta = describe_export(self.cfg, self.cfg.grid, "teacher", 1200, ABOUT)
 
     def write(self, path, layout: str):
         path = path / ("file" + "".join(LAYOUTS[layout].suffixes[:1]))

@@ -17,8 +17,9 @@ from personmae_jax.data.images import Box
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.pretrain import program as programs
 from personmae_jax.pretrain import scorer
-from personmae_jax.pytorch.export import describe_export, encoder_tensors
+from personmae_jax.pytorch.export import encoder_tensors
 from personmae_jax.pytorch.layouts import LAYOUTS
+from personmae_jax.pytorch.model_card import describe_export
 from personmae_jax.reid import datasets, evaluation, retrieval
 from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.reid.reranking import rerank

@@ -12,10 +12,13 @@ from etils import epath
 from unlabelled import market, tiny_unsupervised
 
 from personmae_jax import sharding
+from personmae_jax.config_json import config_to_json
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.pytorch import head
+from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
 from personmae_jax.unsupervised import memory, quality
 from personmae_jax.unsupervised.clustering import OUTLIER
@@ -227,3 +230,59 @@ def test_the_encoder_of_a_run_can_be_taken_up_by_others(whole):
     params = restore_encoder(whole[0])
     state = state_of(settings(), whole[0], 12)
     jax.tree.map(np.testing.assert_array_equal, params, state.params["encoder"])
+
+
+@pytest.mark.parametrize("layout", ["cluster-contrast", "transreid"])
+def test_the_feature_after_the_batch_norm_is_that_of_jax_in_pytorch(
+    whole, tmp_path, layout
+):
+    torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
+    file = tmp_path / "file.pth"
+    told = export(whole[0], file, layout=layout)
+    assert "Verified" in told
+    assert "and the feature of unit length after the batch norm is within" in told
+    card = (tmp_path / "file.pth.md").read_text()
+    assert "trained without labels" in card
+    assert "the encoder's tensors and the batch norm's after it, float32" in card
+    content = torch.load(file, weights_only=True)
+    state, prefix = content, ""
+    if layout == "cluster-contrast":
+        assert content.keys() == {"state_dict", "meta"}
+        state, prefix = content["state_dict"], "module."
+        assert {name[: len(prefix)] for name in state} == {prefix}
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    outside = {n for n in state if "bottleneck" in n or "classifier" in n}
+    assert outside == {f"{prefix}bottleneck.{name}" for name in names}
+    final = state_of(settings(), whole[0], 12)
+    for name, ours in (
+        ("weight", final.params["bottleneck"]["scale"]),
+        ("bias", np.zeros(16, np.float32)),
+        ("running_mean", final.statistics["mean"]),
+        ("running_var", final.statistics["var"]),
+    ):
+        found = state[f"{prefix}bottleneck.{name}"].numpy()
+        np.testing.assert_array_equal(found, ours)
+
+
+def test_a_file_whose_batch_norm_says_something_else_is_not_written(
+    whole, tmp_path, monkeypatch
+):
+    pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
+    batch_norm_in = head.batch_norm_in
+
+    def other(*given):
+        found = batch_norm_in(*given)
+        return found | {"running_mean": found["running_mean"] + 0.1}
+
+    monkeypatch.setattr(head, "batch_norm_in", other)
+    with pytest.raises(RunError, match="other tokens than the checkpoint in JAX"):
+        export(whole[0], tmp_path / "file.pth", layout="cluster-contrast")
+    assert not (tmp_path / "file.pth").exists()
+
+
+def test_a_batch_norm_after_another_token_is_not_exported_as_that_of_cls(tmp_path):
+    cfg = settings()
+    cfg.head.feature = "mean"
+    (tmp_path / "config.json").write_text(config_to_json(cfg))
+    with pytest.raises(ConfigError, match="trained with config.head.feature=mean"):
+        export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
