@@ -12,6 +12,7 @@ weights, is `optimizer="sgd"` with base_lr 8e-3, weight_decay 1e-4, layer_decay 
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from personmae_jax.config import (
     CheckpointConfig,
@@ -156,18 +157,15 @@ class FinetuneConfig(ModelConfig):
         return self.sampling.identities * self.sampling.images
 
 
-# In addition to the settings that pretraining has under the same names.
-_CHOICES = {
+# Of every training on people, beside what pretraining has under the same names.
+PEOPLE_CHOICES = {
     "init.weights": ("student", "teacher"),
-    "data.layout": (*CHOICES["eval.layout"], "synthetic"),
-    "head.feature": ("before", "after"),
     "optim.optimizer": ("adamw", "sgd"),
 }
-_RANGES = {
+PEOPLE_RANGES = {
     "init.step": (0, None),
     "init.num_heads": (1, None),
     "data.synthetic_train": (1, None),
-    "sampling.identities": (2, 2**16),
     "sampling.images": (2, 2**10),
     "augment.flip_probability": (0, 1),
     "augment.padding": (0, 1000),
@@ -176,14 +174,21 @@ _RANGES = {
     "augment.erase_max_area": (0.001, 1),
     "augment.erase_min_aspect": (0.01, 1),
     "head.drop_path": (0, 0.99),
+    "optim.layer_decay": (0.01, 1),
+    "optim.momentum": (0, 0.9999),
+    "eval.batch_size": (1, None),
+}
+_CHOICES = PEOPLE_CHOICES | {
+    "data.layout": (*CHOICES["eval.layout"], "synthetic"),
+    "head.feature": ("before", "after"),
+}
+_RANGES = PEOPLE_RANGES | {
+    "sampling.identities": (2, 2**16),
     "head.camera_scale": (0, None),
     "loss.identity_weight": (0, None),
     "loss.triplet_weight": (0, None),
     "loss.label_smoothing": (0, 0.99),
-    "optim.layer_decay": (0.01, 1),
-    "optim.momentum": (0, 0.9999),
     "eval.every_epochs": (1e-9, None),
-    "eval.batch_size": (1, None),
 }
 
 
@@ -198,8 +203,6 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
       ConfigError: One line for every setting that is wrong.
     """
     problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
-    if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
-        problems.append("config.augment.erase_min_area exceeds erase_max_area")
     if not (cfg.loss.identity_weight or cfg.loss.triplet_weight):
         problems.append("config.loss.identity_weight and triplet_weight are both 0")
     if cfg.data.layout != "synthetic" and not cfg.data.path:
@@ -217,16 +220,35 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
             "config.head.use_cameras: the cameras of config.eval.path are not those "
             "that embeddings are trained for; leave it off"
         )
+    check_people(cfg, problems, "identities", device_count)
+
+
+def check_people(
+    cfg: Any, problems: list[str], groups: str, device_count: int | None
+) -> None:
+    """Adds the rules of every training on people to those found broken; raises.
+
+    Args:
+      cfg: The settings, which have a `batch_size`.
+      problems: A line for every rule of this training that is broken.
+      groups: What `cfg.sampling` counts images of, e.g. "identities".
+      device_count: Devices of all hosts; None before the devices are known.
+
+    Raises:
+      ConfigError: One line for every setting that is wrong.
+    """
+    if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
+        problems = [*problems, "config.augment.erase_min_area exceeds erase_max_area"]
     # The later rules divide by what the first ones have found in range.
     problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]
     if not problems and device_count is not None:
         problems = [*mesh_problems(cfg.mesh, device_count)]
         if cfg.batch_size % device_count:
             problems.append(
-                f"config.sampling: {cfg.sampling.identities} identities x "
+                f"config.sampling: {getattr(cfg.sampling, groups)} {groups} x "
                 f"{cfg.sampling.images} images do not split over {device_count} "
-                f"devices; use a multiple, e.g. "
-                f"--config.sampling.identities={device_count}"
+                f"devices; use a multiple, e.g. --config.sampling.{groups}="
+                f"{device_count}"
             )
     if problems:
         raise ConfigError("\n".join(problems))

@@ -20,21 +20,17 @@ from personmae_jax.config import (
     ModelConfig,
     ProfileConfig,
 )
-from personmae_jax.config_check import (
-    CHOICES,
-    RANGES,
-    encoder_problems,
-    image_problems,
-    mesh_problems,
-)
+from personmae_jax.config_check import CHOICES, RANGES
 from personmae_jax.config_finetune import (
+    PEOPLE_CHOICES,
+    PEOPLE_RANGES,
     AugmentConfig,
     FinetuneDataConfig,
     FinetuneInitConfig,
     FinetuneOptimConfig,
+    check_people,
 )
 from personmae_jax.config_values import range_problems
-from personmae_jax.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,19 +158,14 @@ class UnsupervisedConfig(ModelConfig):
         return self.train.rounds * self.train.steps_per_round
 
 
-# In addition to the settings that pretraining has under the same names.
-_CHOICES = {
-    "init.weights": ("student", "teacher"),
+_CHOICES = PEOPLE_CHOICES | {
     "data.layout": (
         *("market1501", "msmt17", "id_folders", "occluded_whole"),
         *("images", "synthetic"),
     ),
     "head.feature": ("cls", "mean"),
-    "optim.optimizer": ("adamw", "sgd"),
 }
-_RANGES = {
-    "init.step": (0, None),
-    "data.synthetic_train": (1, None),
+_RANGES = PEOPLE_RANGES | {
     "cluster.k1": (2, 1000),
     "cluster.k2": (1, 1000),
     "cluster.eps": (0.05, 0.8),  # the graph of distances ends there
@@ -184,22 +175,11 @@ _RANGES = {
     "memory.cross_camera_weight": (0, None),
     "memory.num_negatives": (1, 2**16),
     "sampling.clusters": (2, 2**16),
-    "sampling.images": (2, 2**10),
-    "augment.flip_probability": (0, 1),
-    "augment.padding": (0, 1000),
-    "augment.erase_probability": (0, 1),
-    "augment.erase_min_area": (0.001, 1),
-    "augment.erase_max_area": (0.001, 1),
-    "augment.erase_min_aspect": (0.01, 1),
-    "head.drop_path": (0, 0.99),
-    "optim.layer_decay": (0.01, 1),
-    "optim.momentum": (0, 0.9999),
     "optim.decay_every": (0.01, 1),
     "optim.decay": (0.001, 1),
     "train.rounds": (1, 10**6),
     "train.steps_per_round": (1, 10**6),
     "eval.every_rounds": (0, None),
-    "eval.batch_size": (1, None),
 }
 
 
@@ -216,8 +196,6 @@ def check_unsupervised(
       ConfigError: One line for every setting that is wrong.
     """
     problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
-    if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
-        problems.append("config.augment.erase_min_area exceeds erase_max_area")
     if cfg.cluster.k2 > cfg.cluster.k1:
         problems.append("config.cluster.k2 exceeds k1; the field takes 6 of 30")
     if cfg.data.layout != "synthetic" and not cfg.data.path:
@@ -230,16 +208,4 @@ def check_unsupervised(
             f"config.data.camera_folders goes with data.layout=images; names tell the "
             f"cameras of {cfg.data.layout}"
         )
-    # The later rules divide by what the first ones have found in range.
-    problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]
-    if not problems and device_count is not None:
-        problems = [*mesh_problems(cfg.mesh, device_count)]
-        if cfg.batch_size % device_count:
-            problems.append(
-                f"config.sampling: {cfg.sampling.clusters} clusters x "
-                f"{cfg.sampling.images} images do not split over {device_count} "
-                f"devices; use a multiple, e.g. "
-                f"--config.sampling.clusters={device_count}"
-            )
-    if problems:
-        raise ConfigError("\n".join(problems))
+    check_people(cfg, problems, "clusters", device_count)

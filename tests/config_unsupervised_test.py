@@ -41,6 +41,7 @@ def test_the_defaults_pass_once_there_is_data():
         ({"data.layout": "image"}, "did you mean --config.data.layout=images"),
         ({"data.camera_folders": True}, "goes with data.layout=images"),
         ({"train.rounds": 0}, "train.rounds=0 is out of range"),
+        ({"init.num_heads": 0}, "init.num_heads=0 is out of range"),
         ({"augment.erase_min_area": 0.5}, "erase_min_area exceeds erase_max_area"),
         ({"data.height": 36}, "is not a multiple of"),
     ],
@@ -57,7 +58,7 @@ def test_a_batch_that_does_not_split_is_told_by_the_names_it_has_here():
 
 def test_every_setting_has_a_rule_or_needs_none():
     free = {f"init.{field.name}" for field in dataclasses.fields(FinetuneInitConfig)}
-    free -= {"init.weights", "init.step"}
+    free -= {"init.weights", "init.step", "init.num_heads"}
     free |= {
         *("data.path", "data.query_camera", "data.camera_folders"),
         *("memory.camera_proxies", "sampling.across_cameras"),
