@@ -81,7 +81,11 @@ def _walk(path: str) -> Names:
 
     try:
         with _open(path) as database, database.begin() as transaction:
-            return Names.pack(transaction.cursor().iternext(values=False))
+            names = Names.pack(transaction.cursor().iternext(values=False))
+            # A damaged page may end the walk early, or lead to others' keys.
+            if len(names) != (entries := transaction.stat()["entries"]):
+                raise lmdb.Error(f"{len(names)} of {entries} keys are found")
+            return names
     except lmdb.Error as error:
         raise ConfigError(
             f"{path} is a damaged LMDB ({first_line(error)}); copy it again, or put a "

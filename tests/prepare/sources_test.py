@@ -464,3 +464,14 @@ def test_a_damaged_lmdb_costs_what_is_damaged_and_a_cut_one_is_told(tmp_path):
     open_reader.cache_clear()
     with pytest.raises(ConfigError, match="damaged LMDB"):
         list_sources([str(path)])
+
+
+def test_keys_that_an_lmdb_counts_but_does_not_give_are_told(tmp_path):
+    file = write_lmdb(tmp_path / "lmdb", members(30)) / "data.mdb"
+    assert len(list_sources([str(file.parent)])[0].names) == 30
+    data = bytearray(file.read_bytes())
+    for page in (0, 4096):  # both metas: where the tree's root is; all ones means none
+        data[page + 128 : page + 136] = b"\xff" * 8
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"damaged LMDB \(0 of 30 keys are found\)"):
+        list_sources([str(file.parent)])
