@@ -1,0 +1,87 @@
+"""Training without labels of one and of two processes, as it starts on two hosts."""
+
+import pathlib
+import signal
+import sys
+
+import pytest
+from hosts import environment_of_hosts, start_hosts
+from launch_test import rows, wait_for_step
+
+SMALL = (
+    "--config=configs/usl_quickstart.py",
+    *("--config.encoder.width=32", "--config.encoder.depth=1"),
+    *("--config.data.height=64", "--config.data.width=32"),
+    *("--config.data.synthetic.identities=16", "--config.data.synthetic_train=12"),
+    *("--config.cluster.k1=8", "--config.cluster.k2=3"),
+    "--config.cluster.min_samples=2",
+    *("--config.sampling.clusters=4", "--config.sampling.images=4"),
+    *("--config.train.rounds=3", "--config.train.steps_per_round=4"),
+    *("--config.eval.every_rounds=2", "--config.log.every_steps=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    return environment_of_hosts(tmp_path_factory.mktemp("cache"), num_devices=2)
+
+
+def processes(workdir, *settings: str, env: dict, count: int):
+    """So many processes of one run; killed when left."""
+    words = (f"--workdir={workdir}", *SMALL, *settings)
+    return start_hosts([sys.executable, "launch/adapt.py", *words], count, env)
+
+
+def adapt(workdir, *settings: str, env: dict, count: int) -> None:
+    """Runs to the end."""
+    with processes(workdir, *settings, env=env, count=count) as started:
+        said = [process.communicate(timeout=300)[1] for process in started]
+    assert [p.returncode for p in started] == [0] * count, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, env) -> pathlib.Path:
+    """The workdir of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    adapt(workdir, env=env, count=1)
+    return workdir
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    return [row["loss"] for row in rows(workdir) if "loss" in row]
+
+
+def rounds(workdir: pathlib.Path) -> list[tuple]:
+    names = ("round", "eps", "clusters", "outliers", "largest_cluster")
+    return [tuple(row[n] for n in names) for row in rows(workdir) if "round" in row]
+
+
+def assert_equal(workdir: pathlib.Path, alone: pathlib.Path) -> None:
+    """The same labels in every round, and the same losses but for float32 rounding."""
+    assert rounds(workdir) == rounds(alone)
+    assert len(rounds(workdir)) == 3
+    clusters = (path / "clusters.csv" for path in (workdir, alone))
+    assert next(clusters).read_text() == next(clusters).read_text()
+    # Half of every batch is read and labelled by the second process.
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-3)
+    assert len(losses(workdir)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_two_processes_train_on_the_clusters_of_the_first_as_one_does(
+    tmp_path, alone, env, fsdp
+):
+    adapt(tmp_path, f"--config.mesh.fsdp={fsdp}", env=env, count=2)
+    assert_equal(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_of_a_round_and_go_on(tmp_path, alone, env):
+    with processes(tmp_path, env=env, count=2) as started:
+        wait_for_step(started[0], tmp_path, 2)
+        started[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [75, 75], "\n".join(said)
+    adapt(tmp_path, env=env, count=1)
+    assert_equal(tmp_path, alone)
