@@ -5,19 +5,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from distributed_test import free_port
-from launch_test import ROOT, environment
+from launching import ROOT, environment
 
-
-def environment_of_hosts(cache, num_devices: int = 1) -> dict[str, str]:
-    """Of processes that talk by gloo, and what they compile is kept in `cache`."""
-    return with_devices(
-        {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-        },
-        num_devices,
-    )
+GLOO = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
 
 
 def with_devices(env: dict[str, str], count: int) -> dict[str, str]:

@@ -149,7 +149,7 @@ def training_in_rounds(num_steps: int = 8) -> Training:
     )
     return Training(
         program=program,
-        data={},
+        data={"num_records": 8},
         about="numbers",
         start=lambda: (None, ()),
         batches=_EveryThree(),
@@ -172,3 +172,12 @@ def test_a_round_is_resumed_with_what_it_learned_and_begins_no_second_time(tmp_p
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
     assert [step for step, row in rows.items() if "label" in row] == [1, 4, 7]
+
+
+def test_steps_of_any_training_can_be_traced(tmp_path, monkeypatch):
+    # One process that never joined a cluster is never asked to leave.
+    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
+    training = training_in_rounds(num_steps=3)
+    training.program.cfg.profile.start_step = 2
+    assert loop.run(training, str(tmp_path)) == loop.FINISHED
+    assert [*(tmp_path / "tensorboard").rglob("*.xplane.pb")]

@@ -9,7 +9,7 @@ import object_store
 import pytest
 from checkpoint_test import abstract, assert_same, make_state, open_checkpoints, shard
 from etils import epath
-from launch_test import TINY, pretrain
+from launching import TINY, pretrain
 from workdir_test import open_workdir
 
 import personmae_jax
@@ -142,4 +142,4 @@ def test_a_run_is_trained_resumed_and_loaded_there(store, workdir):
     assert hashes[0] == hashes[1]
     assert (workdir / "pictures" / "6.png").exists()
     params, _ = personmae_jax.load_encoder(str(workdir))
-    assert params["norm"]["scale"].shape == (48,)
+    assert params["norm"]["scale"].shape == (16,)

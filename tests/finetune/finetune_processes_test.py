@@ -5,8 +5,8 @@ import signal
 import sys
 
 import pytest
-from hosts import environment_of_hosts, start_hosts
-from launch_test import rows, wait_for_step
+from hosts import GLOO, start_hosts, with_devices
+from launching import rows, wait_for_step
 
 SMALL = (
     "--config=configs/finetune_quickstart.py",
@@ -21,8 +21,8 @@ SHORT = ("--config.train.steps=10", "--config.eval.every_epochs=0.1")
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory) -> dict[str, str]:
-    return environment_of_hosts(tmp_path_factory.mktemp("cache"), num_devices=2)
+def env(cache) -> dict[str, str]:
+    return with_devices(cache | GLOO, 2)
 
 
 def processes(workdir, *settings: str, env: dict, count: int):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from distributed_test import free_port
 from exported import make_run, small_config, trained_like
-from launch_test import ROOT, assert_refused, environment
+from launching import ROOT, assert_refused, environment
 
 from personmae_jax.synthetic import pedestrian
 
