@@ -1,15 +1,16 @@
 """Does a run that is killed again and again end as one that nobody disturbed?
 
-Kills pretraining, fine-tuning, runs of two processes and the preparation of data at
-random moments, starts each again with the same command until it is done, and compares:
-every row and the hash of the parameters of a run, every byte of a data set. What lies
-in the folder afterwards that an undisturbed run does not leave is debris.
+Kills pretraining, fine-tuning, training without labels, runs of two processes and the
+preparation of data at random moments, starts each again with the same command until it
+is done, and compares: every row and the hash of the parameters of a run, the cluster of
+every image, every byte of a data set. What lies in the folder afterwards that an
+undisturbed run does not leave is debris.
 
 Run: python benchmarks/kills.py --out=runs/kills --kind=pretrain --kills=100
      python benchmarks/kills.py --out=runs/kills --kind=prepare --kills=40
 
 results.jsonl gets a line for every run; with the same --out the count goes on where it
-was stopped. Other kinds are finetune and two (one of two processes is killed).
+was stopped. Other kinds are finetune, adapt and two (one of two processes is killed).
 """
 
 import argparse
@@ -31,7 +32,11 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[1]
 _KILLS_A_RUN = 4
 _PATIENCE = 15.0  # seconds in which a process whose peer was killed may end by itself
-_CLOCK = ("images_per_second", "data_seconds")  # differs between any two runs
+_CLOCK = (
+    "images_per_second",
+    "data_seconds",
+    "cluster_seconds",
+)  # differs between any two runs
 _NUM_IMAGES = 4000  # of the data set to prepare
 
 _SMALL = [
@@ -64,12 +69,27 @@ _FINETUNE = [
     "--config.head.drop_path=0.1",
     "--config.train.steps=20",
 ]
+_ADAPT = [
+    "launch/adapt.py",
+    "--config=configs/usl_quickstart.py",
+    *_SMALL,
+    "--config.data.synthetic.identities=16",
+    "--config.data.synthetic_train=12",
+    "--config.cluster.k1=8",
+    "--config.cluster.min_samples=2",
+    "--config.sampling.clusters=4",
+    "--config.sampling.images=4",
+    "--config.head.drop_path=0.1",
+    "--config.train.rounds=4",
+    "--config.train.steps_per_round=6",  # checkpoints in mid-round, too
+    "--config.log.every_steps=1",
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills runs and compares.")
     parser.add_argument("--out", type=Path, required=True)
-    kinds = ("pretrain", "prepare", "finetune", "two")
+    kinds = ("pretrain", "prepare", "finetune", "adapt", "two")
     parser.add_argument("--kind", choices=kinds, required=True)
     parser.add_argument("--kills", type=int, default=100, help="in all, of this kind")
     arguments = parser.parse_args()
@@ -187,7 +207,8 @@ class Campaign:
         if self._kind == "prepare":
             script = ["launch/prepare_data.py", f"--source={self._images}"]
             return [[sys.executable, *script, f"--out={folder}", "--processes=2"]]
-        script = _FINETUNE if self._kind == "finetune" else _PRETRAIN
+        scripts = {"finetune": _FINETUNE, "adapt": _ADAPT}
+        script = scripts.get(self._kind, _PRETRAIN)
         command = [sys.executable, *script, f"--workdir={folder}"]
         if self._kind != "two":
             return [command]
@@ -214,7 +235,8 @@ def _content(kind: str, folder: Path) -> object:
         return [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k not in _CLOCK} for row in rows]
+    rows = [{k: v for k, v in row.items() if k not in _CLOCK} for row in rows]
+    return rows, (folder / "clusters.csv").read_text() if kind == "adapt" else None
 
 
 def _names(kind: str, folder: Path) -> set[str]:
