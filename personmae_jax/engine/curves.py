@@ -1,4 +1,4 @@
-"""Curves of a finished run: losses and retrieval scores against steps."""
+"""Curves of a finished run: losses, scores and clusters against steps."""
 
 import io
 
@@ -16,6 +16,8 @@ _PANELS = {
         *("retrieval_mAP", "retrieval_rank1", "occluded_mAP"),
         *("teacher_retrieval_mAP",),
     ),
+    "clusters of images without labels": ("clusters", "outliers", "largest_cluster"),
+    "agreement of labels": ("label_agreement", "known_ari"),
 }
 
 
@@ -36,7 +38,7 @@ def write_curves(path: epath.Path) -> None:
 
 
 def _plot(rows: list[dict]) -> bytes:
-    """Returns a PNG with a panel for losses and one for scores."""
+    """Returns a PNG with the panels side by side."""
     # Half a second, so only at the end; without pyplot no display is ever asked for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +46,7 @@ def _plot(rows: list[dict]) -> bytes:
     curves = {title: _curves(rows, names) for title, names in _PANELS.items()}
     curves = {title: found for title, found in curves.items() if found}
     if not curves:
-        raise ValueError("metrics.jsonl holds no losses and no scores")
+        raise ValueError("metrics.jsonl holds nothing to draw")
     figure = Figure(figsize=(5.5 * len(curves), 4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -69,5 +71,5 @@ def _curves(
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
             steps, values = zip(*points, strict=True)
-            found[name] = (list(steps), list(values))
+            found[name] = (list(steps), [float(value) for value in values])
     return found

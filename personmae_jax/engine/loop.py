@@ -63,6 +63,7 @@ def run(training: Training, workdir: str) -> int:
             if best != 0:  # rows that are lost do not tell which one to keep
                 checkpoints.prune()
             if is_main:
+                write_curves(path)  # a run that was killed at its end has none
                 print(
                     f"{path} holds a finished run of {start} steps: nothing to do. "
                     "For a new run name another --workdir."

@@ -36,6 +36,16 @@ def test_losses_and_scores_have_a_panel_each(run):
     assert picture(run).shape == (height, 2 * width, 3)
 
 
+def test_rounds_of_clusters_have_panels_of_their_own(run):
+    write_rows(run, _LOSSES)
+    write_curves(run)
+    height, width, _ = picture(run).shape
+    rounds = [{"step": 1, "clusters": 9, "outliers": 4, "label_agreement": 0.5}]
+    write_rows(run, _LOSSES + rounds)
+    write_curves(run)
+    assert picture(run).shape == (height, 3 * width, 3)
+
+
 def test_a_score_that_is_missing_does_not_hide_the_others(run):
     write_rows(run, [*_SCORES, {"step": 50, "retrieval_mAP": None}])
     write_curves(run)

@@ -181,3 +181,15 @@ def test_steps_of_any_training_can_be_traced(tmp_path, monkeypatch):
     training.program.cfg.profile.start_step = 2
     assert loop.run(training, str(tmp_path)) == loop.FINISHED
     assert [*(tmp_path / "tensorboard").rglob("*.xplane.pb")]
+
+
+def test_a_run_killed_after_its_last_step_gets_its_curves_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
+    assert loop.run(training_in_rounds(3), str(tmp_path)) == loop.FINISHED
+    curves = tmp_path / "pictures" / "curves.png"
+    drawn = curves.read_bytes()
+    curves.unlink()
+    assert loop.run(training_in_rounds(3), str(tmp_path)) == loop.FINISHED
+    assert curves.read_bytes() == drawn
