@@ -19,6 +19,7 @@ import command_line
 from absl import flags
 
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid import datasets
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The pretraining run.")
 _MARKET = flags.DEFINE_string("market", None, "Folder of Market-1501.")
@@ -62,7 +63,11 @@ class Task(NamedTuple):
 
 
 def tasks(out: pathlib.Path) -> list[Task]:
-    """Those for which there is data; UDA comes after the run that it starts from."""
+    """Those for which there is data; UDA comes after the run that it starts from.
+
+    Raises:
+      ConfigError: A folder is laid out otherwise, or nothing can be retrieved there.
+    """
     begin = f"--config.init.workdir={_WORKDIR.value}"
     found = []
     for name, title, layout, path in (
@@ -71,6 +76,8 @@ def tasks(out: pathlib.Path) -> list[Task]:
         ("occluded_duke", "Occluded-Duke, supervised", "market1501", _OCCLUDED.value),
     ):
         if path is not None:
+            # All of them before the first run, which may take days.
+            datasets.open_dataset(layout, path)
             data = (f"--config.data.layout={layout}", f"--config.data.path={path}")
             given = (f"--config={_SUPERVISED.value}", begin, *data)
             found.append(Task(name, title, "finetune.py", given))
