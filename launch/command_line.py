@@ -157,13 +157,11 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
         elif rest:
             raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
         for name in {"out", "workdir"} & {*flags.FLAGS}:
-            if any(
-                "\ud800" <= letter < "\ue000"
-                for letter in flags.FLAGS[name].value or ""
-            ):
+            given = flags.FLAGS[name].value or ""
+            if re.search("[\ud800-\udfff]", given):  # how Python reads such bytes
                 raise ConfigError(
-                    f"--{name}={flags.FLAGS[name].value} is not UTF-8, which the "
-                    "libraries that write there need; give it another name"
+                    f"--{name}={given} is not UTF-8, which the libraries that write "
+                    "there need; give it another name"
                 )
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1

@@ -213,7 +213,7 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
     if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:
         problems.append(
             "config.eval.layout is of the folder config.eval.path, which is missing; "
-            "without both the queries of config.data are sought"
+            "without both the run is scored by the queries of config.data"
         )
     if cfg.eval.path is not None and cfg.head.use_cameras:
         problems.append(

@@ -38,3 +38,12 @@ def start_hosts(
         for process in processes:
             process.kill()
             process.communicate()  # closes its pipe, too
+
+
+def assert_all_end(
+    processes: Sequence[subprocess.Popen], code: int, timeout: float = 300
+) -> list[str]:
+    """Waits for the processes, which must leave with this code; what they said."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    assert [p.returncode for p in processes] == [code] * len(processes), "\n".join(said)
+    return said

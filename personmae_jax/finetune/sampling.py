@@ -173,7 +173,7 @@ def open_scored(cfg: FinetuneConfig) -> ReidDataset | None:
     """Opens the data set that the settings name to be scored by.
 
     Returns:
-      Its queries and gallery; None: those of the training data are sought.
+      Its queries and gallery; None: those of the training data.
 
     Raises:
       ConfigError: It is laid out otherwise, or nothing can be retrieved.

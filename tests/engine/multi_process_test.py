@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from hosts import GLOO, start_hosts, with_devices
+from hosts import GLOO, assert_all_end, start_hosts, with_devices
 from launching import command, pretrain, rows, wait_for_step
 
 from personmae_jax.config import Config
@@ -71,8 +71,7 @@ def two(tmp_path_factory, images, env) -> dict[int, tuple[pathlib.Path, list[str
         workdir = tmp_path_factory.mktemp("two") / "run"
         settings = (*SETTINGS, images[0], f"--config.mesh.fsdp={fsdp}")
         with two_processes(workdir, *settings, env=env, num_devices=2) as processes:
-            said = [process.communicate(timeout=300)[1] for process in processes]
-        assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
+            said = assert_all_end(processes, 0)
         runs[fsdp] = workdir, said
     return runs
 
@@ -148,8 +147,7 @@ def test_twice_as_many_devices_resume_what_four_have_saved(
 ):
     settings = (*SETTINGS, images[0], "--config.mesh.fsdp=4")
     with two_processes(saved_by_two, *settings, env=env, num_devices=4) as processes:
-        said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+        assert_all_end(processes, 0)
     assert losses(saved_by_two) == pytest.approx(losses(one), rel=1e-5)
 
 
@@ -167,8 +165,7 @@ def test_a_sigterm_to_one_process_makes_both_save_the_same_step(tmp_path, images
     with two_processes(tmp_path, *settings, env=env, num_devices=2) as processes:
         wait_for_step(processes[0], tmp_path, 3)
         processes[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [75, 75], "\n".join(said)
+        assert_all_end(processes, 75, timeout=120)
     last = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
     assert rows(tmp_path)[-1]["step"] == last
 

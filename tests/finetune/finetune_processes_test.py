@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from hosts import GLOO, start_hosts, with_devices
+from hosts import GLOO, assert_all_end, start_hosts, with_devices
 from launching import rows, wait_for_step
 
 SMALL = (
@@ -34,8 +34,7 @@ def processes(workdir, *settings: str, env: dict, count: int):
 def finetune(workdir, *settings: str, env: dict, count: int) -> None:
     """Runs to the end."""
     with processes(workdir, *settings, env=env, count=count) as started:
-        said = [process.communicate(timeout=300)[1] for process in started]
-    assert [p.returncode for p in started] == [0] * count, "\n".join(said)
+        assert_all_end(started, 0)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +71,7 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(tmp_path, alone, en
     with processes(tmp_path, *SHORT, env=env, count=2) as started:
         wait_for_step(started[0], tmp_path, 2)
         started[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [75, 75], "\n".join(said)
+        assert_all_end(started, 75, timeout=120)
     finetune(tmp_path, *SHORT, env=env, count=1)
     assert numbers(tmp_path) == pytest.approx(numbers(alone), rel=1e-3)
     assert scores(tmp_path) == pytest.approx(scores(alone), abs=0.02)
