@@ -23,7 +23,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from personmae_jax.config import Config
-from personmae_jax.config_values import field_paths, nearest_field
+from personmae_jax.config_values import check_types, field_paths, nearest_field
 from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, RunError, first_line
 
@@ -37,9 +37,7 @@ def define_config(
 ) -> Callable[[], Settings]:
     """Defines `--config` and its overrides; returns what reads them after parsing.
 
-    Args:
-      kind: The class of what the file's `get_config()` returns.
-      example: A file that does.
+    `kind` is the class of what the file's `get_config()` returns, as `example` does.
     """
     global _kind
     _kind = kind
@@ -49,27 +47,40 @@ def define_config(
         help_string="A file of configs/; --config.FIELD=VALUE overrides a setting of "
         f"{where}.py.",
     )
-
+    parser = flags.FLAGS["config"].parser
+    parser.parse = functools.partial(_load, parser.parse, kind)
     show("config")
 
     def read() -> Settings:
-        if flag.value is None:
+        if not flag.present:
             raise ConfigError(f"no --config: try --config={example}")
-        file = config_file()
-        if not file.is_file():
-            raise ConfigError(f"--config={file}: there is no such file; see configs/")
-        if not isinstance(flag.value, kind):
-            raise ConfigError(
-                f"--config: get_config() returned {type(flag.value).__name__}; it must "
-                f"return {kind.__module__}.{kind.__name__}, as in {example}"
-            )
-        for path, value in field_paths(flag.value):
-            if value == (None,):  # how --config.FIELD=None is read for a tuple
-                *sections, name = path.split(".")
-                setattr(functools.reduce(getattr, sections, flag.value), name, None)
+        for path in (p for p, _ in field_paths(kind()) if f"config.{p}" in flags.FLAGS):
+            *sections, name = path.split(".")
+            section = functools.reduce(getattr, sections, flag.value)
+            if getattr(section, name) == (None,):  # for a tuple, =None is read so
+                setattr(section, name, None)
+        check_types(flag.value)
         return flag.value
 
     return read
+
+
+def _load(parse: Callable[[str], Any], kind: type, argument: str) -> Any:
+    """What `parse` loads of a stranger's file, which may do anything."""
+    if not pathlib.Path(argument.split(":")[0]).is_file():
+        raise ConfigError("there is no such file; see configs/")
+    try:
+        found = parse(argument)
+    except BaseException as e:
+        found = e.__context__ or e  # else a traceback of theirs
+    found = getattr(found, "_error", found)  # where ml_collections keeps an OSError
+    if isinstance(found, BaseException):
+        what = f"{type(found).__name__}: {' '.join(str(found).split())[:300]}"
+        raise ConfigError(f"it cannot be used: {what}") from found
+    if not isinstance(found, kind):
+        what = f"{type(found).__name__}; it must return {kind.__module__}"
+        raise ConfigError(f"get_config() returned {what}.{kind.__name__}")
+    return found
 
 
 def define_workdir() -> Callable[[], str]:
@@ -139,6 +150,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
       more_of: The repeated flag whose further values may follow without its name.
     """
     output.guard()
+    logging.set_verbosity(logging.FATAL)  # what ml_collections warns of is refused
     atexit.register(_end_here)  # the first one, hence called last
     # Until the launcher has something to save.
     signals.leave_at_once("interrupted before any work was done; start again")
@@ -168,8 +180,8 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
         sys.exit(0)
     except (ConfigError, flags.Error) as e:
         _leave(2, e)
-    except Exception as e:  # a stranger's config file may raise anything
-        _leave(2, f"--config: {type(e).__name__}: {e}")
+    except Exception as e:  # what a stranger's config file returns may raise anything
+        _leave(2, f"--config: {type(e).__name__}: {first_line(e)}")
 
 
 def _expand_home(argument: str) -> str:
@@ -224,7 +236,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
-    if flags.FLAGS["verbosity"].value == logging.INFO:  # what absl makes the default
+    if flags.FLAGS["verbosity"].value == logging.FATAL:  # as `run` has set it
         # Orbax and jax tell at INFO what only their developers want to know.
         logging.set_verbosity(logging.WARNING)
     # They tell with tracebacks what they raise as well, and we say in a sentence.

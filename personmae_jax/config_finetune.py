@@ -27,7 +27,6 @@ from personmae_jax.config_check import (
     CHOICES,
     RANGES,
     encoder_problems,
-    image_problems,
     mesh_problems,
 )
 from personmae_jax.config_values import range_problems
@@ -164,7 +163,9 @@ PEOPLE_CHOICES = {
 }
 PEOPLE_RANGES = {
     "init.step": (0, None),
-    "init.num_heads": (1, None),
+    "init.num_heads": (1, 2**12),
+    "init.mean": (0, 1),
+    "init.std": (0.001, 1),
     "data.synthetic_train": (1, None),
     "sampling.images": (2, 2**10),
     "augment.flip_probability": (0, 1),
@@ -176,7 +177,7 @@ PEOPLE_RANGES = {
     "head.drop_path": (0, 0.99),
     "optim.layer_decay": (0.01, 1),
     "optim.momentum": (0, 0.9999),
-    "eval.batch_size": (1, None),
+    "eval.batch_size": (1, 2**16),
 }
 _CHOICES = PEOPLE_CHOICES | {
     "data.layout": (*CHOICES["eval.layout"], "synthetic"),
@@ -240,7 +241,7 @@ def check_people(
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems = [*problems, "config.augment.erase_min_area exceeds erase_max_area"]
     # The later rules divide by what the first ones have found in range.
-    problems = problems or [*encoder_problems(cfg), *image_problems(cfg.data)]
+    problems = problems or [*encoder_problems(cfg)]
     if not problems and device_count is not None:
         problems = [*mesh_problems(cfg.mesh, device_count)]
         if cfg.batch_size % device_count:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from personmae_jax.errors import ConfigError
 
+_NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _LARGEST = 2**31 - 1  # what jax's int32 holds
 
 
@@ -23,10 +25,9 @@ def range_problems(
       ranges: Path of a number -> the ends of its closed interval.
 
     Raises:
-      ConfigError: A value is of another type than its field; nothing can be compared.
+      ConfigError: As of `check_types`; nothing can be compared.
     """
-    if wrong := [*_type_problems(cfg)]:
-        raise ConfigError("\n".join(wrong))
+    check_types(cfg)
     value: Any
     for path, value in field_paths(cfg):
         if path in choices and value not in choices[path]:
@@ -44,10 +45,16 @@ def range_problems(
                 yield f"config.{path}={value} is out of range: {rule}"
 
 
+def check_types(cfg: object) -> None:
+    """Raises ConfigError, a line for every value of another type than its field."""
+    if wrong := [*_type_problems(cfg)]:
+        raise ConfigError("\n".join(wrong))
+
+
 def _type_problems(cfg: object, prefix: str = "config.") -> Iterator[str]:
     """Yields a line for every value that is not of its field's type."""
     for name, kind in typing.get_type_hints(type(cfg)).items():
-        value, path = getattr(cfg, name), prefix + name
+        value, path = getattr(cfg, name, ...), prefix + name
         is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         if is_section and isinstance(value, kind):
             yield from _type_problems(value, path + ".")
@@ -55,6 +62,8 @@ def _type_problems(cfg: object, prefix: str = "config.") -> Iterator[str]:
             wanted = kind.__name__ if isinstance(kind, type) else str(kind)
             shown = f"{type(value).__name__} {value!r}"[:100]
             yield f"{path} must be of type {wanted}, but is {shown}"
+        elif isinstance(value, str) and _NO_PATH.search(value):
+            yield f"{path}={value[:100]!r} holds what no name of a file can hold"
 
 
 def _is_of(kind: Any, value: object) -> bool:

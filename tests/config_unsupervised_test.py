@@ -58,7 +58,7 @@ def test_a_batch_that_does_not_split_is_told_by_the_names_it_has_here():
 
 def test_every_setting_has_a_rule_or_needs_none():
     free = {f"init.{field.name}" for field in dataclasses.fields(FinetuneInitConfig)}
-    free -= {"init.weights", "init.step", "init.num_heads"}
+    free -= {f"init.{name}" for name in ("weights", "step", "num_heads", "mean", "std")}
     free |= {
         *("data.path", "data.query_camera", "data.camera_folders"),
         *("memory.camera_proxies", "sampling.across_cameras"),
@@ -67,7 +67,6 @@ def test_every_setting_has_a_rule_or_needs_none():
     # These have the rules of pretraining, under the same names.
     shared = config_check.RANGES.keys() | config_check.CHOICES.keys()
     shared |= {"encoder.learned_positions", "encoder.pos_embed_grid"}
-    shared |= {"data.mean", "data.std"}
     paths = {path for path, _ in field_paths(UnsupervisedConfig())}
     assert ruled | free <= paths
     assert paths <= ruled | free | shared

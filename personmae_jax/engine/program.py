@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from personmae_jax import sharding
+from personmae_jax.errors import ConfigError
 from personmae_jax.sharding import with_sharding
 
 # Config, or that of another training.
@@ -66,7 +68,15 @@ def assemble(
       init: (encoder's parameters or nothing) -> state.
       step: (state, batch) -> (state, metrics).
       batch: Shapes and dtypes of the global batch.
+
+    Raises:
+      ConfigError: There are more steps than jax's int32 counts.
     """
+    if num_steps > np.iinfo(np.int32).max:
+        raise ConfigError(
+            f"config.train makes {num_steps} steps, more than int32 counts; use fewer "
+            "epochs or rounds"
+        )
 
     def init_state(encoder: PyTree | None = None) -> Any:
         return init(encoder)

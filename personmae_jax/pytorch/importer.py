@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from personmae_jax.config import InitConfig, ModelConfig
-from personmae_jax.config_check import encoder_problems, image_problems
+from personmae_jax.config_check import CHOICES, RANGES, encoder_problems
 from personmae_jax.config_finetune import FinetuneInitConfig
+from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import file_settings, read, weights
 from personmae_jax.pytorch.positions import choose_positions, find_grid
@@ -110,7 +111,8 @@ def settings_of_file(
     grid, cfg.encoder.learned_positions = find_grid(array, table.dtype, meta, cfg)
     if size is None:
         cfg.data.height, cfg.data.width = grid[0] * patch, grid[1] * patch
-    if problems := [*encoder_problems(cfg), *image_problems(cfg.data)]:
+    problems = [*range_problems(cfg, CHOICES, RANGES)]
+    if problems := problems or [*encoder_problems(cfg)]:
         raise ConfigError("\n".join(problems))
     if not cfg.encoder.learned_positions and cfg.grid != grid:
         cfg.encoder.pos_embed_grid = grid

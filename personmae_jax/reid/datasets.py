@@ -5,6 +5,7 @@ an image, which camera saw it, and which part of the protocol it plays.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ from personmae_jax.data.records import MAX_BYTES, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import dataset_layouts
 from personmae_jax.reid.dataset_layouts import JUNK, LAYOUTS
+
+MAX_SYNTHETIC = 10**6  # images; drawing them takes hours
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +136,11 @@ def synthetic_dataset(
             f"to test on; take at most {cfg.identities - 1}"
         )
     shape = (cfg.identities, cfg.cameras, cfg.shots)
+    if math.prod(shape) > MAX_SYNTHETIC:
+        raise ConfigError(
+            f"config.data.synthetic makes {math.prod(shape)} images; take at most "
+            f"{MAX_SYNTHETIC}"
+        )
     identity, camera, shot = np.indices(shape).reshape(3, -1)
     is_train = identity < num_train
     is_query, is_gallery = shot == 0, np.ones_like(shot, bool)

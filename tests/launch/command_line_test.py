@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from personmae_jax.errors import ConfigError
 
@@ -136,6 +138,29 @@ def test_links_that_go_round_are_no_traceback(tmp_path):
     command_line.refuse_inside("--out", str(tmp_path / "x"), str(tmp_path / "x"))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such"),
+        ("get_config = 3", "TypeError: 'int' object is not callable"),
+        ("", "AttributeError: .* has no attribute 'get_config'"),
+        ("raise SystemExit(0)", "SystemExit: 0"),  # neither --help nor success
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("open('/no/such')", "OSError: .*No such file or directory: ./no/such"),
+        ("def get_config():\n  raise ValueError('a\\nb')", "ValueError: a b$"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_a_config_file_that_fails_is_one_sentence(tmp_path, monkeypatch, text, words):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    (tmp_path / "x.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"^it cannot be used: {words}"):
+        command_line._load(values["config"].parser.parse, object, f"{tmp_path}/x.py")
+
+
 SET = """
 sys.path[:0] = ["launch"]
 import command_line
@@ -153,6 +178,13 @@ def test_none_is_a_value_of_a_setting_that_may_be_a_tuple():
     code, said = say("--config.data.mean=None", None, SET)
     assert code == 2
     assert said.endswith(", but is NoneType None\n")
+
+
+def test_a_config_file_may_return_anything_and_is_refused(tmp_path):
+    (tmp_path / "x.py").write_text("get_config = lambda: None")
+    code, said = say(f"--config={tmp_path}/x.py", None, SET)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "get_config() returned NoneType; it must return" in said
 
 
 def test_a_sentence_is_short_whatever_it_quotes():
