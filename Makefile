@@ -1,4 +1,4 @@
-# make pretrain   a small PersonMAE run on drawn pedestrians, from nothing, in minutes
+# make pretrain   a small PersonMAE run on synthetic pedestrians, from nothing, in minutes
 # make test       the whole suite; make test-fast leaves the slow tests out
 # make lint       format, lint and types
 

@@ -1,7 +1,7 @@
 """Images/s of the data pipeline on one core, with the quickstart's pedestrians.
 
-An image is drawn, encoded, decoded, cut into two regions and masked; batches are whole
-and come from one thread. Nothing is compiled and no device is used.
+An image is rendered, encoded, decoded, cut into two regions and masked; batches are
+whole and come from one thread. Nothing is compiled and no device is used.
 
 Run: python benchmarks/synthetic.py
 """
@@ -39,13 +39,13 @@ def main() -> None:
     batches = PretrainBatches(records, cfg)
     batch_size = cfg.train.batch_size
     num_steps = _IMAGES // batch_size
-    whole, drawn = [], []  # seconds an image
+    whole, rendered = [], []  # seconds an image
     for repeat in range(_REPEATS + 1):
         steps = range(repeat * num_steps, (repeat + 1) * num_steps)
         whole.append(seconds(batches.__getitem__, steps) / batch_size)
-        drawn.append(seconds(records.read, range(repeat, len(records), 37)))
-    whole, drawn = whole[1:], drawn[1:]  # the first fills the caches
-    print(f"drawn and encoded  {1e6 * statistics.median(drawn):6.0f} us an image")
+        rendered.append(seconds(records.read, range(repeat, len(records), 37)))
+    whole, rendered = whole[1:], rendered[1:]  # the first fills the caches
+    print(f"rendered, encoded  {1e6 * statistics.median(rendered):6.0f} us an image")
     print(f"in a batch         {1e6 * statistics.median(whole):6.0f} us an image")
     print(
         f"images/s on one core: {1 / statistics.median(whole):.0f} (median of "

@@ -1,4 +1,4 @@
-"""How a person is drawn: a jointed figure as a plane of part numbers.
+"""How a person is rendered: a jointed figure as a plane of part numbers.
 
 The plane has twice the resolution of the image, hence "half pixels". A part's
 number is a multiple of 16: the low digits are left to the textures of the garments.

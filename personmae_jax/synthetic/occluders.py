@@ -98,5 +98,28 @@ def _bush(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None
         cv2.ellipse(mask, (x, y), axes, 0, 0, 360, 255, -1)
 
 
-_THINGS = (_car, _pole, _crates, _railing, _bush)
+def _bicycle(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
+    height, width = mask.shape
+    image[:] = 40  # tyres
+    paint = rng.uniform(30, 220, 3).tolist()
+    radius = int(height * rng.uniform(0.13, 0.17))
+    hub, half = height - radius - 8, int(1.35 * radius)
+    middle = width // 2
+    rear, front = (middle - half, hub), (middle + half, hub)
+    for wheel in (rear, front):
+        cv2.circle(mask, wheel, radius, 255, 7, cv2.LINE_AA)
+    seat = middle - half // 3, hub - int(1.3 * radius)
+    head = middle + int(0.7 * half), hub - int(1.4 * radius)
+    pedals = middle, hub
+    for start, end in (
+        *((rear, seat), (rear, pedals), (seat, pedals), (seat, head)),
+        *((head, pedals), (head, front)),
+    ):
+        cv2.line(mask, start, end, 255, 11)
+        cv2.line(image, start, end, paint, 11)
+    for x, y in (seat, head):
+        cv2.line(mask, (x - 24, y - 8), (x + 24, y - 8), 255, 13)
+
+
+_THINGS = (_car, _pole, _crates, _railing, _bush, _bicycle)
 NUM_KINDS = len(_THINGS)

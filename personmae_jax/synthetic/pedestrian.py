@@ -1,9 +1,9 @@
 """Synthetic pedestrians: images with identity, camera and pose that need no download.
 
 An image is a pure function of (seed, identity, camera, shot). The identity owns
-body, hair, garments, their textures and the bag (`person.py`); the camera
-owns place, colours, blur and viewpoint (`scene.py`); the shot owns the
-pose (`body.py`), the crop, the light and what stands in the way.
+body, hair, garments, their textures and the bag (`person.py`); the camera owns
+backgrounds, colours, blur and viewpoint (`scene.py`); the shot owns the pose
+(`body.py`), the background, the crop, the light and what stands in the way.
 
 Figures are painted by numbers: body parts are drawn into a plane of part numbers,
 the textures of the garments are added as further digits, and a palette turns the
@@ -46,10 +46,10 @@ def render_pedestrian(seed: int, identity: int, camera: int, shot: int) -> _Imag
     for name, value in arguments.items():
         if value < 0:
             raise ValueError(f"{name}={value} is negative; count from 0")
-    numbers = np.random.default_rng([seed, 6, identity, camera, shot]).random(40)
+    numbers = np.random.default_rng([seed, 6, identity, camera, shot]).random(48)
     draws = iter(numbers.tolist())
     seen_by = scene.camera_of(seed, camera)
-    image = scene.window(seed, camera, next(draws), next(draws))
+    image = scene.window(seed, camera, next(draws), next(draws), next(draws))
     image = _add_figure(image, person_of(seed, identity), seen_by, draws)
     if next(draws) < _OCCLUDED:
         image = _add_occluder(image, seed, camera, draws)
@@ -97,13 +97,16 @@ def _draw_view(
     draws: _Draws, camera: scene.Camera, stature: float, aside: float
 ) -> body.View:
     yaw = 0.5 * math.pi * int(next(draws) * 4) + 1.0 * (next(draws) - 0.5)
-    offset = 1 + aside + 0.16 * (next(draws) - 0.5)
+    # Detectors cut too large, too small and beside the person.
+    size = 0.84 + 0.24 * next(draws)  # standing height over the crop's
+    offset = 1 + aside + 0.3 * (next(draws) - 0.5)
     return body.View(
         cos=math.cos(yaw),
         sin=math.sin(yaw),
         x=2 * _MARGIN + camera.width * offset,
-        foot=2 * _MARGIN + camera.height * (1.9 + 0.1 * next(draws)),
-        scale=2 * camera.height * stature * (0.84 + 0.08 * next(draws)),
+        foot=2 * _MARGIN
+        + camera.height * (1 + 0.96 * size + 0.14 * (next(draws) - 0.5)),
+        scale=2 * camera.height * stature * size,
         pitch=camera.pitch,
     )
 
@@ -173,8 +176,11 @@ def _expose(image: _Image, camera: scene.Camera, draws: _Draws) -> _Image:
     """Returns the image in the shot's own light, through the camera's lens."""
     shape = image.shape[:2]
     light = scene.smooth_noise(30.0, 22.0, shape, draws)
-    exposure = (0.8 + 0.4 * next(draws)) / 128
-    image = cv2.multiply(image, cv2.cvtColor(light, cv2.COLOR_GRAY2RGB), scale=exposure)
+    exposure = 0.75 + 0.5 * next(draws)
+    # White balance wanders from shot to shot, as it does between hours of a day.
+    balance = [exposure * (0.92 + 0.16 * next(draws)) for _ in range(3)]
+    image = cv2.multiply(image, np.array([*balance, 0.0]))
+    image = cv2.multiply(image, cv2.cvtColor(light, cv2.COLOR_GRAY2RGB), scale=1 / 128)
     if camera.blur > 1:
         image = cv2.blur(image, (camera.blur, camera.blur))
     grain = scene.smooth_noise(0.7, 2.5, shape, draws)

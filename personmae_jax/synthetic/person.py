@@ -1,4 +1,4 @@
-"""Who is drawn: body, hair, garments, their textures and colours, bag."""
+"""Who is rendered: body, hair, garments, their textures and colours, bag."""
 
 import dataclasses
 import functools
@@ -23,7 +23,8 @@ _CLOTHS = (
 )
 _EXTRAS = ((52, 48, 50), (158, 112, 70), (206, 200, 190), (66, 92, 140))  # shoes, bag
 _PATTERNS = (
-    *("plain", "hoops", "stripes", "diagonal", "checks", "dots", "camouflage"),
+    *("plain",) * 11,  # as often as patterned
+    *("hoops", "stripes", "diagonal", "checks", "dots", "camouflage"),
     *("band", "halves", "diamonds", "zigzag", "yoke"),
 )
 _TROUSER_PATTERNS = ("stripes", "checks", "dots", "camouflage", *("plain",) * 5)

@@ -1,7 +1,8 @@
-"""Where a pedestrian is seen: cameras, the places they look at, light and stains.
+"""Where a pedestrian is seen: cameras, their backgrounds, light and stains.
 
-A camera has its own size of crop, colour cast, blur, viewpoint and place. Whatever
-is large (a place, a field of noise) is drawn once, kept in a bounded cache and never
+A camera has its own size of crop, colour cast, blur and viewpoint, and sees many
+backgrounds, so that none of them tells the camera. Whatever is large (a background,
+a field of noise) is rendered once, kept in a bounded cache and never
 written again; an image only cuts a window out of it.
 """
 
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+_BACKGROUNDS = 24  # a camera
 _PLACE_WIDTH = 320  # pixels; an image sees a window of about 76
 _PLACE_SLACK = 24  # rows by which a window may move up and down
 _FIELD_SIZE = 400  # pixels, more than any image has
@@ -44,10 +46,10 @@ def camera_of(seed: int, index: int) -> Camera:
     height = int(rng.integers(144, 173))
     return Camera(
         height=height,
-        width=round(height * rng.uniform(0.45, 0.5)),
-        gamma=float(rng.uniform(0.75, 1.3)),
+        width=round(height * rng.uniform(0.42, 0.48)),
+        gamma=float(rng.uniform(0.85, 1.2)),
         mixing=_mixing(rng),
-        haze=float(rng.uniform(0.0, 0.08)),
+        haze=float(rng.uniform(0.0, 0.06)),
         pitch=float(rng.uniform(-0.05, 0.28)),
         lit_from_left=bool(rng.random() < 0.5),
         blur=int(rng.choice((1, 1, 3))),
@@ -56,28 +58,29 @@ def camera_of(seed: int, index: int) -> Camera:
 
 def _mixing(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
     """Returns a camera's gains, saturation and crosstalk between the channels."""
-    saturation = rng.uniform(0.55, 1.1)
-    crosstalk = rng.uniform(-0.18, 0.18, (3, 3))
+    saturation = rng.uniform(0.7, 1.1)
+    crosstalk = rng.uniform(-0.08, 0.08, (3, 3))
     mixing = saturation * np.eye(3) + (1 - saturation) / 3
     mixing += crosstalk - crosstalk.mean(axis=0)  # each column keeps its sum
-    return mixing * rng.uniform(0.85, 1.15) * np.exp(rng.uniform(-0.14, 0.14, 3))
+    return mixing * rng.uniform(0.9, 1.1) * np.exp(rng.uniform(-0.07, 0.07, 3))
 
 
 def window(
-    seed: int, camera: int, across: float, down: float
+    seed: int, camera: int, background: float, across: float, down: float
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a view of the camera's place; `across` and `down` lie in 0 to 1."""
+    """Returns a view of one of the camera's backgrounds; the rest lies in 0 to 1."""
     seen_by = camera_of(seed, camera)
     x = int(across * (_PLACE_WIDTH - seen_by.width))
     y = int(down * _PLACE_SLACK)
-    return _place(seed, camera)[y : y + seen_by.height, x : x + seen_by.width]
+    place = _place(seed, camera, int(background * _BACKGROUNDS))
+    return place[y : y + seen_by.height, x : x + seen_by.width]
 
 
-@functools.lru_cache(maxsize=64)
-def _place(seed: int, camera: int) -> UInt8[np.ndarray, "rows columns 3"]:
-    rng = np.random.default_rng([seed, 5, camera])
+@functools.lru_cache(maxsize=256)
+def _place(seed: int, camera: int, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    rng = np.random.default_rng([seed, 5, camera, index])
     seen_by = camera_of(seed, camera)
-    draw = _PLACES[(camera + seed) % len(_PLACES)]
+    draw = _PLACES[index % len(_PLACES)]
     image = draw(rng, seen_by.height + _PLACE_SLACK, _PLACE_WIDTH)
     return frozen(seen_by.cast(mottled(rng, image, strength=13.0)))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from personmae_jax.synthetic import scene
 from personmae_jax.synthetic.pedestrian import encode_pedestrian, render_pedestrian
 
 _PEOPLE, _CAMERAS, _SHOTS = 100, 6, 2
@@ -26,7 +27,7 @@ def test_same_arguments_give_same_pixels():
         np.testing.assert_array_equal(image, same)
 
 
-def test_a_fresh_process_draws_the_same_files():
+def test_a_fresh_process_renders_the_same_files():
     here = hashlib.sha256(b"".join(encode_pedestrian(*a) for a in _SOME)).hexdigest()
     program = (
         "import hashlib\n"
@@ -44,7 +45,7 @@ def test_a_fresh_process_draws_the_same_files():
     assert there.stdout.strip() == here
 
 
-def test_threads_draw_the_same_files():
+def test_threads_render_the_same_files():
     alone = [encode_pedestrian(1, *a[1:]) for a in _SOME]
     many = [(2, *a[1:]) for a in _SOME] + [(1, *a[1:]) for a in _SOME]
     with ThreadPoolExecutor(8) as pool:
@@ -85,7 +86,7 @@ def test_crops_are_upright_and_shaped_by_their_camera():
     assert all(len(seen) == 1 for seen in shapes.values())
     for ((height, width, channels),) in shapes.values():
         assert 128 <= height <= 192
-        assert 1.9 <= height / width <= 2.3
+        assert 2.0 <= height / width <= 2.45
         assert channels == 3
 
 
@@ -119,26 +120,28 @@ def _decode(seed, person, camera, shot, size):
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _mean_ap(features, people, cameras):
-    """Mean average precision in percent: Market's protocol, one shot as queries."""
+def _mean_ap(features, people, cameras, *, others_of_the_camera=False):
+    """Mean average precision in percent, one shot of each camera as queries.
+
+    The gallery is the other cameras' images, or Market's: all but the same person in
+    the same camera.
+    """
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = features @ features.T
     precisions = []
     for query in range(0, len(features), _SHOTS):
         gallery = cameras != cameras[query]
+        if others_of_the_camera:
+            gallery |= people != people[query]
         order = np.argsort(-similarity[query, gallery], kind="stable")
         hits = np.flatnonzero((people[gallery] == people[query])[order])
         precisions.append(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
     return 100 * np.mean(precisions)
 
 
-def _histogram(image, bins, stripes, columns, balanced):
+def _histogram(image, bins, stripes, columns):
     """Square roots of HSV histograms of horizontal stripes: Hellinger's kernel."""
-    image = image[:, columns]
-    if balanced:  # takes a camera's cast off: every channel to one mean and deviation
-        mean, std = image.mean((0, 1)), image.std((0, 1)) + 1e-3
-        image = (128 + 50 * (image - mean) / std).clip(0, 255).astype(np.uint8)
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv = cv2.cvtColor(image[:, columns], cv2.COLOR_RGB2HSV)
     limits = [0, 180, 0, 256, 0, 256]
     parts = [
         cv2.calcHist([np.ascontiguousarray(part)], [0, 1, 2], None, bins, limits)
@@ -148,15 +151,30 @@ def _histogram(image, bins, stripes, columns, balanced):
 
 
 @pytest.mark.parametrize("bins", [(16, 8, 4), (8, 8, 8)], ids=str)
+def test_colour_of_stripes_helps_a_little_across_cameras(crowd, bins):
+    images, people, cameras = crowd
+    body = slice(16, 48)  # columns; the backgrounds beside the person only distract
+    features = [_histogram(x, bins, 6, body) for x in images]
+    assert 5.0 <= _mean_ap(np.array(features), people, cameras) <= 15.0
+
+
 @pytest.mark.parametrize("stripes", [1, 6])
 @pytest.mark.parametrize("columns", [slice(None), slice(16, 48)], ids=["all", "body"])
-@pytest.mark.parametrize("balanced", [False, True], ids=["as_seen", "balanced"])
-def test_colour_alone_does_not_tell_people_apart(
-    crowd, bins, stripes, columns, balanced
+def test_backgrounds_of_one_camera_are_not_nearer_than_the_person(
+    crowd, stripes, columns
 ):
+    """By Market's gallery, in which the query's camera shows other people too."""
     images, people, cameras = crowd
-    features = [_histogram(x, bins, stripes, columns, balanced) for x in images]
-    assert _mean_ap(np.array(features), people, cameras) <= 15.0
+    features = np.array([_histogram(x, (8, 8, 8), stripes, columns) for x in images])
+    noise = np.random.default_rng(0).standard_normal((len(images), 64))
+    chance = _mean_ap(noise, people, cameras, others_of_the_camera=True)
+    found = _mean_ap(features, people, cameras, others_of_the_camera=True)
+    assert found >= 1.25 * chance
+
+
+def test_a_camera_sees_many_backgrounds():
+    seen = {scene.window(0, 1, share / 24, 0.5, 0.5).tobytes() for share in range(24)}
+    assert len(seen) == 24
 
 
 def _gradients(image):
@@ -176,7 +194,8 @@ def test_shape_and_texture_tell_people_apart(crowd):
         cells[cameras == camera] -= cells[cameras == camera].mean(0)
     noise = np.random.default_rng(0).standard_normal((len(images), 64))
     chance = _mean_ap(noise, people, cameras)
-    assert _mean_ap(cells.reshape(len(cells), -1), people, cameras) >= 3 * chance
+    # Rigid cells, while crops are shifted and scaled: twice chance is a floor.
+    assert _mean_ap(cells.reshape(len(cells), -1), people, cameras) >= 2 * chance
 
 
 def _patches(image):
