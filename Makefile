@@ -1,4 +1,5 @@
 # make pretrain   a small PersonMAE run on synthetic pedestrians, from nothing, in minutes
+# make finetune   that ViT learns known people, and one from scratch beside it
 # make test       the whole suite; make test-fast leaves the slow tests out
 # make lint       format, lint and types
 
@@ -10,10 +11,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: pretrain test test-fast lint clean
+FINETUNE = $(BIN)/python launch/finetune.py --config=configs/finetune_quickstart.py
+
+.PHONY: pretrain finetune test test-fast lint clean
 
 pretrain: $(VENV)/.installed
 	$(BIN)/python launch/pretrain.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+finetune: pretrain
+	$(FINETUNE) --workdir=$(WORKDIR)_scratch
+	$(FINETUNE) --workdir=$(WORKDIR)_finetuned --config.init.workdir=$(WORKDIR)
+	@for run in scratch finetuned; do printf "%-10s" $$run; \
+	  grep -o '"retrieval_mAP": [0-9.]*' $(WORKDIR)_$$run/metrics.jsonl | tail -n 1; done
 
 # Two at once: most of a test is one thread of Python, or waits for a process.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -42,6 +42,7 @@ _NUM_IMAGES = 4000  # of the data set to prepare
 _SMALL = [
     "--config.encoder.width=32",
     "--config.encoder.depth=2",
+    "--config.encoder.num_heads=2",
     "--config.data.height=64",
     "--config.data.width=32",
     "--config.data.num_workers=0",
@@ -51,7 +52,8 @@ _PRETRAIN = [
     "launch/pretrain.py",
     "--config=configs/quickstart.py",
     *_SMALL,
-    "--config.pixel_predictor.width=32",
+    "--config.pixel_predictor.memory_blocks=(0,-1)",
+    "--config.feature_predictor.memory_blocks=(0,-1)",
     "--config.train.batch_size=8",
     "--config.train.steps=30",
     "--config.log.pictures_every_steps=15",

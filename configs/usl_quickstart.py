@@ -11,7 +11,8 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 
 def get_config() -> UnsupervisedConfig:
     cfg = UnsupervisedConfig()
-    cfg.encoder = EncoderConfig(width=128, depth=4, num_heads=2)  # the quickstart's
+    # The quickstart's, for a run from scratch.
+    cfg.encoder = EncoderConfig(width=96, depth=4, num_heads=3, patch_size=8)
     cfg.data.layout = "synthetic"
     cfg.data.height, cfg.data.width = 128, 64
     cfg.data.synthetic.first_identity = 1000  # the quickstart's are 0 to 499

@@ -13,9 +13,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # One block of width 16 on a 4 x 2 grid; most of a start is importing and tracing.
 TINY = (
     *("--config.encoder.width=16", "--config.encoder.depth=1"),
+    "--config.encoder.num_heads=2",
     *("--config.encoder.patch_size=8", "--config.feature_predictor.depth=1"),
     *("--config.pixel_predictor.width=16", "--config.pixel_predictor.depth=1"),
     "--config.pixel_predictor.memory_blocks=(-1,)",
+    "--config.feature_predictor.memory_blocks=(-1,)",
     *("--config.data.height=32", "--config.data.width=16"),
     "--config.train.batch_size=8",
     "--config.eval.every_steps=0",

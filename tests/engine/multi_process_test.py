@@ -19,7 +19,10 @@ NUM_IMAGES = 48
 SETTINGS = (
     # The MLP's matrices are just large enough to split.
     *("--config.encoder.width=64", "--config.encoder.depth=2"),
+    *("--config.encoder.num_heads=2", "--config.encoder.patch_size=16"),
     "--config.pixel_predictor.width=48",
+    "--config.pixel_predictor.memory_blocks=(0,-1)",
+    "--config.feature_predictor.memory_blocks=(0,-1)",
     "--config.train.batch_size=8",
     "--config.train.steps=6",
     "--config.checkpoint.every_steps=3",

@@ -11,6 +11,7 @@ from launching import rows, wait_for_step
 SMALL = (
     "--config=configs/finetune_quickstart.py",
     *("--config.encoder.width=64", "--config.encoder.depth=1"),
+    *("--config.encoder.num_heads=2", "--config.encoder.patch_size=16"),
     *("--config.data.synthetic.identities=20", "--config.data.synthetic_train=16"),
     *("--config.sampling.identities=4", "--config.sampling.images=4"),
     # What two hosts would have to agree on, if it were drawn anywhere but on the step.

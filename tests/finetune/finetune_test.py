@@ -288,6 +288,7 @@ def test_the_command_trains_evaluates_and_leaves_with_its_codes(tmp_path, cache)
         "--config=configs/finetune_quickstart.py",
         f"--workdir={tmp_path / 'run'}",
         *("--config.encoder.width=16", "--config.encoder.depth=1"),
+        "--config.encoder.num_heads=2",
         *("--config.data.height=32", "--config.data.width=16"),
         *("--config.data.synthetic.identities=20", "--config.data.synthetic_train=16"),
         "--config.train.steps=2",

@@ -28,6 +28,8 @@ def load_config(path: Path):
 def param_names() -> str:
     cfg = load_config(CONFIGS / "quickstart.py")
     cfg.encoder.depth = 2
+    for predictor in cfg.predictors.values():
+        predictor.memory_blocks = (0, -1)
     params = jax.eval_shape(
         lambda: personmae.init_params(
             *(cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(0)),

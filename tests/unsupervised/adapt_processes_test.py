@@ -11,6 +11,7 @@ from launching import rows, wait_for_step
 SMALL = (
     "--config=configs/usl_quickstart.py",
     *("--config.encoder.width=32", "--config.encoder.depth=1"),
+    *("--config.encoder.num_heads=2", "--config.encoder.patch_size=16"),
     *("--config.data.height=64", "--config.data.width=32"),
     *("--config.data.synthetic.identities=16", "--config.data.synthetic_train=12"),
     *("--config.cluster.k1=8", "--config.cluster.k2=3"),
