@@ -23,7 +23,7 @@ def get_config() -> Config:
     cfg.train.batch_size, cfg.train.steps = 64, 300
     # A short run from scratch learns most with a high rate, clipped.
     cfg.optim.lr, cfg.optim.clip_norm = 1e-3, 1.0
-    cfg.log.every_steps = 5
+    cfg.log.every_steps = 1
     cfg.log.pictures_every_steps = 150
     cfg.checkpoint.every_steps = 150
     cfg.eval.every_steps = 150
