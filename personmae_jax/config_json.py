@@ -40,6 +40,13 @@ _BEFORE = {
 _ABSENT = object()
 
 
+def neck_feature(cfg: Settings) -> str:
+    """Whether a run is scored by features "before" or "after" its batch norm."""
+    if isinstance(cfg, FinetuneConfig):
+        return cfg.head.feature
+    return "after" if isinstance(cfg, UnsupervisedConfig) else "before"
+
+
 def config_to_json(cfg: Settings) -> str:
     """Text of `config.json`: sorted keys, two spaces, one newline at the end."""
     text = json.dumps(

@@ -186,11 +186,7 @@ _RANGES = PEOPLE_RANGES | {
 def check_unsupervised(
     cfg: UnsupervisedConfig, device_count: int | None = None
 ) -> None:
-    """Refuses settings that cannot train, before any work.
-
-    Args:
-      cfg: The settings.
-      device_count: Devices of all hosts; None before the devices are known.
+    """Refuses settings that cannot train, before any work; called as `check`.
 
     Raises:
       ConfigError: One line for every setting that is wrong.

@@ -1,18 +1,37 @@
 """Schedules over the steps of a run, the weight-decay mask, and AdamW."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from personmae_jax.config import LossConfig, OptimConfig, TeacherConfig, TrainConfig
 from personmae_jax.config_finetune import FinetuneOptimConfig
 from personmae_jax.errors import ConfigError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+
+
+def updated(
+    tx: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: PyTree,
+    params: PyTree,
+) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
+    """One update: new parameters and optimizer state, and the norms of a row."""
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    norms = {
+        # Before clipping, which would hide a gradient that grows.
+        "grad_norm": optax.tree.norm(grads),
+        # Of the new parameters: finite where they may be saved.
+        "param_norm": optax.tree.norm(params),
+    }
+    return params, opt_state, norms
 
 
 def learning_rate_schedule(

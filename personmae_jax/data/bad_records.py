@@ -15,13 +15,7 @@ class BadRecords:
     """Counts bad and converted records, names each bad one once, stops at too many."""
 
     def __init__(self, records: Records, max_fraction: float):
-        """Starts an empty account.
-
-        Args:
-          records: Where the batches' records come from.
-          max_fraction: Distinct bad records over all records, above which `count`
-            raises.
-        """
+        """Starts empty; `count` raises above this fraction of distinct bad records."""
         self._records = records
         self._max_fraction = max_fraction
         self._outcomes: dict[int, Outcome] = {}  # of the distinct bad records
@@ -29,11 +23,7 @@ class BadRecords:
     def count(
         self, record: Int64[np.ndarray, " b"], outcome: Int8[np.ndarray, " b"]
     ) -> dict[str, int]:
-        """Takes note of one batch.
-
-        Args:
-          record: The records drawn.
-          outcome: What became of each.
+        """Takes note of the records drawn for one batch, and of what became of each.
 
         Returns:
           `bad_images` (replaced by others) and `converted_images` of this batch.

@@ -109,10 +109,6 @@ class PretrainBatches(HostBatches):
     ) -> tuple[Batch, Float64[np.ndarray, "b n"]]:
         """The batch of these positions but for what depends on the images.
 
-        Args:
-          positions: Of the batch's rows.
-          both: Memory for RegionA and RegionB.
-
         Returns:
           The batch, and the numbers that the regions are to be drawn from.
         """

@@ -86,13 +86,7 @@ class Checkpoints(Closing):
     """
 
     def __init__(self, workdir: epath.Path, *, keep: int, config: Mapping[str, Any]):
-        """Creates the folder, and removes what a killed run left half-written.
-
-        Args:
-          workdir: Of a run that holds its lock.
-          keep: How many of the latest to keep, at least 1.
-          config: The settings, as `dataclasses.asdict` gives them.
-        """
+        """Creates the folder, and removes what a killed run left half-written."""
         policy = ocp.checkpoint_managers
         self._folder, self._keep = workdir / "checkpoints", keep
         self._about = {
@@ -252,10 +246,6 @@ def restore_head(
     workdir: os.PathLike[str] | str, step: int | None = None
 ) -> dict[str, Any]:
     """Returns what stands on the encoder of a fine-tuned run, as numpy arrays.
-
-    Args:
-      workdir: Of the run.
-      step: Of the checkpoint; by default the latest.
 
     Returns:
       The `params` but for the encoder's, and the batch norm's `statistics`.

@@ -25,9 +25,6 @@ def write_curves(path: epath.Path) -> None:
     """Writes pictures/curves.png of the run in `path`, from its metrics.jsonl.
 
     Never fails a finished run: what prevents the picture is said in one warning.
-
-    Args:
-      path: The run's folder, local or on object storage.
     """
     try:
         png = _plot(read_rows(path))

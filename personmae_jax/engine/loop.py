@@ -29,10 +29,6 @@ FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 def run(training: Training, workdir: str) -> int:
     """Trains to the last step or until interrupted; resumes what `workdir` holds.
 
-    Args:
-      training: What to do.
-      workdir: A local folder or gs://...
-
     Returns:
       The exit code, FINISHED or INTERRUPTED.
 
@@ -201,8 +197,7 @@ def _say_end(training: Training, path: epath.Path, last: int) -> None:
 def device_errors(hint: str) -> Iterator[None]:
     """Turns what devices and other processes do to a run into one line.
 
-    Args:
-      hint: What else saves memory there.
+    `hint` is what else saves memory there.
 
     Raises:
       RunError: The memory of a device does not suffice, or another process has died.

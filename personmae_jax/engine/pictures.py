@@ -22,11 +22,6 @@ def rankings(
     """Draws a row a query: it, then what was found, nearest first.
 
     An image of the query's identity has a green frame, any other a red one.
-
-    Args:
-      queries: At least one, all of one size, as are all images.
-      found: Of each query, not all of the same number.
-      is_match: Of each query, which of those are of its identity.
     """
     height, width, _ = queries[0].shape
     longest = max(map(len, found))

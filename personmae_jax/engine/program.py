@@ -60,14 +60,7 @@ def assemble(
 ) -> Program[Settings]:
     """Lays pure functions out on a mesh; compiles and allocates nothing.
 
-    Args:
-      cfg: Checked for the devices of the mesh.
-      mesh: Over all devices of all hosts.
-      num_steps: Length of the run.
-      batch_size: Images a step, over all devices and hosts.
-      init: (encoder's parameters or nothing) -> state.
-      step: (state, batch) -> (state, metrics).
-      batch: Shapes and dtypes of the global batch.
+    The arguments are those of `Program`; init is (an encoder or nothing) -> state.
 
     Raises:
       ConfigError: There are more steps than jax's int32 counts.

@@ -52,13 +52,7 @@ class Rows:
     ):
         """Opens the files of the run; rows after step `start` are cut off.
 
-        Args:
-          program: What runs.
-          workdir: Of the run, in the process that writes.
-          start: The restored step, 0 for a new run.
-          count_images: Counts of this host's batch, which are summed over the hosts;
-            raises RunError if too many images are bad.
-          warn: Is shown each row that is written.
+        Only the process that is given a `workdir` writes. The rest is of `Training`.
         """
         self._program, self._count_images, self._warn = program, count_images, warn
         self._pending: list[_Step] = []
@@ -89,12 +83,6 @@ class Rows:
         """Takes note of a step just dispatched; writes the rows before it if due.
 
         Waits for the step before it, so that at most two are in flight.
-
-        Args:
-          step: Number of updates after it.
-          metrics: Of the train step, on the devices.
-          batch: This host's part of the batch.
-          data_seconds: How long the loop waited for it.
 
         Raises:
           RunError: An earlier loss was not finite, or too many images are bad.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
@@ -56,37 +56,18 @@ class Workdir:
         self,
         path: os.PathLike[str] | str,
         cfg: Settings,
-        *,
-        num_records: int,
-        num_steps: int,
-        num_identities: int | None = None,
-        images_sha256: str | None = None,
-        num_queries: int | None = None,
+        **facts: int | str,
     ):
         """Touches nothing yet.
 
         Args:
           path: The folder, local or `gs://`.
           cfg: The settings.
-          num_records: In the data. On it depend the order of the images and, where
-            the settings give epochs, all schedules.
-          num_steps: Of the whole run.
-          num_identities: Who are trained on, if the data says so.
-          images_sha256: Of all images in order, where labels are kept by position.
-          num_queries: Of another data set, by the scores on which a checkpoint is kept.
+          **facts: What only the data tell, by the names of `_describe`.
         """
         self.path = open_path(path)
         self._cfg = cfg
-        self._run: dict[str, int | str] = {
-            "num_records": num_records,
-            "num_steps": num_steps,
-        }
-        if num_identities is not None:
-            self._run["num_identities"] = num_identities
-        if images_sha256 is not None:
-            self._run["images_sha256"] = images_sha256
-        if num_queries is not None:
-            self._run["num_queries"] = num_queries
+        self._run = facts
         self._lock: lock.FileLock | lock.HeartbeatLock | None = None
 
     def __enter__(self) -> "Workdir":
@@ -189,7 +170,13 @@ def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
         ) from e
 
 
-def _describe(run: dict[str, Any]) -> str:
+def _describe(run: Mapping[str, Any]) -> str:
+    """The facts by which a run is told, as a sentence has them.
+
+    Of `num_records` depend the order of the images and, where the settings give epochs,
+    all schedules, on `num_steps` too; labels are kept by the position of an image among
+    those that `images_sha256` is of; a checkpoint by the scores of `num_queries`.
+    """
     people = run.get("num_identities")
     of_people = "" if people is None else f" of {people} identities"
     images = run.get("images_sha256")

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from personmae_jax import pixels
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.models import personmae
 from personmae_jax.models.batch_norm import normalise
-from personmae_jax.reid.features import Encode
+from personmae_jax.reid.features import Encode, encode_tokens
 
 
 def init_params(
@@ -31,15 +30,7 @@ def init_params(
     num_cameras: int,
     encoder: PyTree | None = None,
 ) -> dict[str, Any]:
-    """Returns the initial float32 parameters.
-
-    Args:
-      cfg: The settings.
-      key: Of what is random.
-      num_identities: Classes of the classifier.
-      num_cameras: Of the whole data set.
-      encoder: The encoder's parameters, if they are not to be random.
-    """
+    """Returns the initial float32 parameters; random where there is no `encoder`."""
     d = cfg.encoder.width
     keys = jax.random.split(key, 3)
     if encoder is None:
@@ -72,17 +63,14 @@ def encode(
     side_info = None
     if cfg.head.use_cameras:
         side_info = cfg.head.camera_scale * params["camera_embed"][cameras]
-    patches = pixels.normalised_patches(
-        images, cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
-    )
-    tokens = personmae.encode(
-        *(cfg.encoder, cfg.grid, params["encoder"], patches),
+    tokens = encode_tokens(
+        *(cfg.encoder, cfg.data, params["encoder"], images),
         side_info=side_info,
         drop_path_mask=drop_path_mask,
         dtype=dtype,
         remat=cfg.train.remat,
-    ).tokens
-    return tokens[:, 0].astype(jnp.float32)
+    )
+    return tokens[:, 0]
 
 
 def make_encode(cfg: FinetuneConfig, dtype: DTypeLike) -> Encode:

@@ -24,15 +24,7 @@ def build(
     num_identities: int,
     num_cameras: int,
 ) -> Program[FinetuneConfig]:
-    """Assembles the run; compiles and allocates nothing.
-
-    Args:
-      cfg: Settled, and checked for the devices of the mesh.
-      mesh: Over all devices of all hosts.
-      num_images: To train on; an epoch is as many.
-      num_identities: That are on them.
-      num_cameras: Of the whole data set.
-    """
+    """Assembles the run; compiles and allocates nothing; an epoch is `num_images`."""
     num_steps = cfg.train.steps
     if num_steps is None:
         num_steps = max(1, int(cfg.train.epochs * num_images / cfg.batch_size))

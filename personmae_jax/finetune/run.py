@@ -33,11 +33,7 @@ def run(
 ) -> int:
     """Fine-tunes to the last step or until interrupted; resumes what `workdir` holds.
 
-    Args:
-      cfg: The settings, settled and checked.
-      workdir: A local folder or gs://...
-      dataset: The images to train on, checked.
-      scored: The queries and the gallery; None: those of `dataset`.
+    Queries and gallery are those of `scored`, else of `dataset`.
 
     Returns:
       The exit code of `loop.run`.

@@ -42,13 +42,9 @@ class IdentitySampler:
         images: int,
         seed: int,
     ):
-        """Sorts the images by identity.
+        """Sorts the images by identity: 0 .. number of identities - 1.
 
-        Args:
-          labels: Identity of every training image, 0 .. number of identities - 1.
-          identities: In a batch, at most as many as there are; P.
-          images: Of each; K.
-          seed: Of all order.
+        A batch has P = `identities`, at most all, with K = `images` of each.
         """
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels)
@@ -89,14 +85,7 @@ class FinetuneBatches(PeopleBatches):
         host: int = 0,
         num_hosts: int = 1,
     ):
-        """Prepares the stream; nothing is read yet.
-
-        Args:
-          dataset: With images to train on.
-          cfg: A checked configuration.
-          host: This process's index, from 0.
-          num_hosts: Number of processes, a divisor of `cfg.batch_size`.
-        """
+        """Prepares the stream, as `HostBatches`; nothing is read yet."""
         super().__init__(
             *(dataset.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,

@@ -15,7 +15,7 @@ from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.finetune import losses, model
 from personmae_jax.models import batch_norm, personmae
-from personmae_jax.optim import Schedule
+from personmae_jax.optim import Schedule, updated
 from personmae_jax.sharding import matmul_dtype
 
 
@@ -85,13 +85,8 @@ def make_train_step(
         (_, (metrics, statistics)), grads = grad_fn(
             state.params, state.statistics, batch, key
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        metrics |= {
-            "lr": learning_rate(state.step),
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-        }
+        params, opt_state, norms = updated(tx, grads, state.opt_state, state.params)
+        metrics |= {"lr": learning_rate(state.step), **norms}
         state = FinetuneState(
             step=state.step + 1,
             params=params,

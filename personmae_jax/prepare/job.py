@@ -50,11 +50,6 @@ class Interrupted(Exception):
 def prepare(request: Request, out: str, run_shards: RunShards) -> int:
     """Prepares a data set, or goes on where an earlier start was stopped.
 
-    Args:
-      request: What is wanted.
-      out: The folder of the data set.
-      run_shards: Local processes (`LocalPool`) or a Beam pipeline.
-
     Returns:
       The exit code: 0 finished, 75 interrupted.
 

@@ -73,11 +73,6 @@ def select(
     images now with, now without folder and `.jpg`. Where several members have that
     last part, none is taken.
 
-    Args:
-      listings: The sources; their members are numbered one after the other.
-      wanted: The list, best first.
-      num_wanted: How many names of it.
-
     Returns:
       Numbers of members, in the order of the list, none twice.
 

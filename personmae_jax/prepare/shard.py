@@ -58,10 +58,6 @@ def shard_file(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
 def write_shard(folder: str, shard: int) -> int:
     """Writes one shard and its checks, unless it is there.
 
-    Args:
-      folder: A folder with a plan and tasks.
-      shard: Number of the shard.
-
     Returns:
       The number of its members.
 

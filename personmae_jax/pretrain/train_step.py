@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from personmae_jax import pixels
 from personmae_jax.config import Config
 from personmae_jax.models import personmae
-from personmae_jax.optim import Schedule
+from personmae_jax.optim import Schedule, updated
 from personmae_jax.pixels import patchify
 from personmae_jax.pretrain import losses
 from personmae_jax.pretrain.state import TrainState
@@ -146,8 +146,7 @@ def make_train_step(
             return grads, metrics
 
         grads, metrics = average_micro_batches(micro_step, batch, cfg.train.accumulate)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        params, opt_state, norms = updated(tx, grads, state.opt_state, state.params)
         # After the update, as BYOL and MoCo do: an average of what the student now is.
         decay = ema_decay(state.step)
         teacher_params: Any = optax.incremental_update(
@@ -157,10 +156,7 @@ def make_train_step(
             "lr": learning_rate(state.step),
             "ema_decay": decay,
             "feature_weight": weight,
-            # Before clipping, which would hide a gradient that grows.
-            "grad_norm": optax.tree.norm(grads),
-            # Of the new parameters: finite where they may be saved.
-            "param_norm": optax.tree.norm(params),
+            **norms,
         }
         state = TrainState(
             step=state.step + 1,

@@ -153,11 +153,6 @@ def encoder_tensors(
 ) -> dict[str, np.ndarray]:
     """Returns the tensors of a file, by PyTorch's names, in the order of the network.
 
-    Args:
-      cfg: Of the run.
-      params: Of its encoder.
-      grid: That the positions are for.
-
     Raises:
       RunError: They are not exactly those of the architecture that `cfg` names.
     """

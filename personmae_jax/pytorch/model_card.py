@@ -4,7 +4,7 @@ from typing import Any
 
 from personmae_jax.config import Config
 from personmae_jax.config_finetune import FinetuneConfig
-from personmae_jax.config_json import Settings, config_to_json
+from personmae_jax.config_json import Settings, config_to_json, neck_feature
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import revision
 from personmae_jax.pytorch.layouts import LAYOUTS
@@ -27,12 +27,7 @@ def describe_export(
 ) -> dict[str, Any]:
     """Returns what a file says of itself: str, int, float and lists of them only.
 
-    Args:
-      cfg: Of the run.
-      grid: That the positions are for.
-      weights: "student" or "teacher".
-      step: Of the checkpoint.
-      about: What the checkpoint says of itself.
+    `about` is what the checkpoint says of itself.
     """
     encoder = cfg.encoder
     meta = {
@@ -54,7 +49,7 @@ def describe_export(
         "config": config_to_json(cfg),
         "training": _TRAININGS[type(cfg)],
         "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
-        "neck_feature": _neck_feature(cfg),
+        "neck_feature": neck_feature(cfg),
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",
@@ -62,23 +57,8 @@ def describe_export(
     return {"architecture": architecture(meta)} | meta
 
 
-def _neck_feature(cfg: Settings) -> str:
-    """Whether a run is scored by features "before" or "after" its batch norm."""
-    if isinstance(cfg, FinetuneConfig):
-        return cfg.head.feature
-    return "after" if isinstance(cfg, UnsupervisedConfig) else "before"
-
-
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:
-    """Returns the whole card in Markdown, the recipes included.
-
-    Args:
-      file: Path that is put into the recipes.
-      layout: A key of `torch_layouts.LAYOUTS`.
-      meta: What the file says of itself.
-      check: A sentence on the verification.
-      sha256: Of the file, in hexadecimal.
-    """
+    """Returns the whole card in Markdown, the recipes for `file` included."""
     trained = {
         "PersonMAE": "pretrained as PersonMAE",
         "fine-tuning": "fine-tuned",

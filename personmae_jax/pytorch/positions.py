@@ -28,11 +28,7 @@ def choose_positions(
 ) -> tuple[np.ndarray, str]:
     """Returns the positions to start from, with the cls row, and a note on them.
 
-    Args:
-      table: Of the file.
-      dtype: In the file.
-      meta: What the file says of itself.
-      cfg: Settings of the encoder that starts from it.
+    `meta` is what the file, whose table and dtype these are, says of itself.
 
     Raises:
       ConfigError: They would have to be learned, or their grid cannot be told.
@@ -76,8 +72,6 @@ def find_grid(
     cfg: ModelConfig,
 ) -> tuple[Grid, bool]:
     """Returns the grid that a table was trained on, and whether it was learned.
-
-    Args: As of `choose_positions`.
 
     Raises:
       ConfigError: It cannot be told.

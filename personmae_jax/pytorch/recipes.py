@@ -9,6 +9,7 @@ CASIA-IVA-Lab/PASS-reID, damo-cv/TransReID, hustvl/PersonViT, junkunyuan/HAP, MA
 JDAI-CV/fast-reid, facebookresearch/mae, OML, timm and transformers, as of 2026.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from personmae_jax.pytorch.model_names import Meta, find_names
@@ -22,32 +23,14 @@ _RESIZED = (
 
 def instructions(file: str, layout: str, meta: Meta) -> str:
     """Returns the recipes for one layout in Markdown; arguments as of `model_card`."""
-    recipes = {
-        "mae": {
-            "TransReID-SSL, PersonViT": _transreid_ssl,
-            "cluster-contrast (USL, UDA)": _cluster_contrast,
-            "TransReID (the original)": _transreid,
-            "fast-reid": _fastreid,
-            "HAP": _hap,
-            "MALE": _male,
-            "MAE": _mae,
-            "timm": _timm,
-        },
-        "flat": {"OML": _oml},
-        "safetensors": {"timm": _timm},
-        "pass": {
-            "PASS": partial(_transreid_ssl, extra=7),  # 3 part tokens, 4 positions
-            "PASS, cluster-contrast (USL, UDA)": _pass_cluster_contrast,
-        },
-        "huggingface": {"transformers": _transformers},
-        "transreid": {
-            "TransReID": _transreid_test,
-            "TransReID-SSL": partial(_transreid_test, ssl=True),
-        },
-        "cluster-contrast": {"cluster-contrast-reid": _cluster_contrast_test},
-    }[layout]
-    texts = {title: recipe(file, meta) for title, recipe in recipes.items()}
-    told = [f"### {title}\n\n{text}\n" for title, text in texts.items() if text]
+    names = find_names(meta)
+    texts = {
+        title: recipe(called and getattr(names, called), file, meta)
+        for title, (called, recipe) in _RECIPES[layout].items()
+        # A codebase that names no model of this size can load none.
+        if called is None or getattr(names, called, None)
+    }
+    told = [f"### {title}\n\n{text}\n" for title, text in texts.items()]
     if not told:
         told = [f"The codebases of this layout have no {meta['architecture']}.\n"]
     if meta["uses_cameras"] and layout != "transreid":
@@ -68,17 +51,14 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
     return "\n".join(told)
 
 
-def _transreid_ssl(file: str, meta: Meta, extra: int = 0) -> str | None:
-    names = find_names(meta)
-    if names is None or names.transreid_ssl is None:
-        return None
+def _transreid_ssl(name: str, file: str, meta: Meta, extra: int = 0) -> str:
     rows, columns = meta["grid"]
     return f"""\
     MODEL.PRETRAIN_PATH {file}
     MODEL.PRETRAIN_CHOICE 'imagenet'
     MODEL.PRETRAIN_HW_RATIO {max(1, round(rows / columns))}
     MODEL.STEM_CONV False
-    MODEL.TRANSFORMER_TYPE {names.transreid_ssl}
+    MODEL.TRANSFORMER_TYPE {name}
 {_sizes(meta)}
 {_pixels(meta)}
 
@@ -87,60 +67,47 @@ With PRETRAIN_CHOICE 'self' nothing is loaded, and the log says that it was.
 
 
 def _cluster_contrast(
-    file: str, meta: Meta, extra: int = 0, head: int = 5
-) -> str | None:
-    names, (height, width) = find_names(meta), _input_size(meta)[0]
-    if names is None or names.cluster_contrast is None:
-        return None
+    name: str, file: str, meta: Meta, extra: int = 0, head: int = 5
+) -> str:
+    height, width = _input_size(meta)[0]
     rows, columns = meta["grid"]
     is_half = meta["mean"] == meta["std"] == [0.5] * 3
     note = "" if is_half else _imagenet_only("Without --self-norm it", meta)
     return f"""\
-    -a {names.cluster_contrast} -pp {file} --height {height} --width {width} \
+    -a {name} -pp {file} --height {height} --width {width} \
 --hw-ratio {max(1, round(rows / columns))}{" --self-norm" if is_half else ""}
 
 {_success(meta, extra, head=head)}{note}"""
 
 
-_pass_cluster_contrast = partial(_cluster_contrast, extra=7, head=20)
-
-
-def _transreid(file: str, meta: Meta) -> str | None:
-    if not (names := find_names(meta)) or not names.transreid:
-        return None
+def _transreid(name: str, file: str, meta: Meta) -> str:
     return f"""\
     MODEL.PRETRAIN_PATH {file}
     MODEL.PRETRAIN_CHOICE 'imagenet'
-    MODEL.TRANSFORMER_TYPE {names.transreid}
+    MODEL.TRANSFORMER_TYPE {name}
 {_sizes(meta)}
 {_pixels(meta)}
 
 Success: no line `shape do not match`."""
 
 
-def _transreid_test(file: str, meta: Meta, *, ssl: bool = False) -> str | None:
-    names = find_names(meta)
-    kind = names and (names.transreid_ssl if ssl else names.transreid)
-    if not kind:
-        return None
+def _transreid_test(name: str, file: str, meta: Meta) -> str:
     cameras = "    MODEL.SIE_CAMERA True\n" if meta["uses_cameras"] else ""
     return f"""\
     TEST.WEIGHT {file}
     TEST.NECK_FEAT '{meta.get("neck_feature", "before")}'
     MODEL.PRETRAIN_CHOICE 'none'
-    MODEL.TRANSFORMER_TYPE {kind}
+    MODEL.TRANSFORMER_TYPE {name}
 {cameras}{_sizes(meta)}
 {_pixels(meta)}
 
 `python test.py` then gives this run's scores, but for the interpolation of images."""
 
 
-def _cluster_contrast_test(file: str, meta: Meta) -> str | None:
-    if not (names := find_names(meta)) or not names.cluster_contrast:
-        return None
+def _cluster_contrast_test(name: str, file: str, meta: Meta) -> str:
     size = tuple(_input_size(meta)[0])
     return f"""\
-    model = models.create({names.cluster_contrast!r}, img_size={size},
+    model = models.create({name!r}, img_size={size},
                           pretrained_path={file!r})
     copy_state_dict(load_checkpoint({file!r})["state_dict"], model, strip="module.")
 
@@ -148,38 +115,30 @@ Success: no line on missing keys. In eval mode it gives features of unit length 
 the batch norm. {_normalise(meta)} Its examples/test.py builds ResNets only."""
 
 
-def _hap(file: str, meta: Meta) -> str | None:
-    if not (names := find_names(meta)) or not names.mae:  # HAP has MAE's models
-        return None
+def _hap(name: str, file: str, meta: Meta) -> str:
     height = meta["image_size"][0]
     size = "" if height == 256 else f" --size {height}"
     return f"""\
-    --model {names.mae} --resume {file}{size}
+    --model {name} --resume {file}{size}
 
 {_yaml_grid(meta)}\
 Success: the log names no `unexpected_keys`, and as `missing_keys` only the head's.\
 {_imagenet_only("HAP", meta)}"""
 
 
-def _male(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.mae is None:  # it has no ViT-S
-        return None
+def _male(_: str, file: str, meta: Meta) -> str:
     return f"""\
     MODEL.CHECKPOINT_PATH {file}
 
 {_yaml_grid(meta)}{_imagenet_only("MALE", meta).lstrip()}"""
 
 
-def _fastreid(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.fastreid is None:
-        return None
+def _fastreid(name: str, file: str, meta: Meta) -> str:
     size, stride = _input_size(meta)
     mean, std = ([round(255 * x, 4) for x in meta[k]] for k in ("mean", "std"))
     return f"""\
     MODEL.BACKBONE.NAME build_vit_backbone
-    MODEL.BACKBONE.DEPTH {names.fastreid}
+    MODEL.BACKBONE.DEPTH {name}
     MODEL.BACKBONE.PRETRAIN True
     MODEL.BACKBONE.PRETRAIN_PATH {file}
     MODEL.BACKBONE.STRIDE_SIZE "{[stride, stride]}"
@@ -189,31 +148,25 @@ def _fastreid(file: str, meta: Meta) -> str | None:
     INPUT.SIZE_TEST "{size}\""""
 
 
-def _mae(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.mae is None:
-        return None
+def _mae(name: str, file: str, meta: Meta) -> str:
     if meta["grid"] != [14, 14]:
         return _of_224("MAE")
     return f"""\
-    --model {names.mae} --finetune {file}
+    --model {name} --finetune {file}
 
 Success: only `head` and `fc_norm` are named as missing.{_imagenet_only("MAE", meta)}"""
 
 
-def _oml(file: str, meta: Meta) -> str | None:
-    names = find_names(meta)
-    if names is None or names.oml is None:
-        return None
+def _oml(name: str, file: str, meta: Meta) -> str:
     if meta["grid"] != [14, 14]:
         return _of_224("OML")
     return f"""\
-    ViTExtractor(weights={file!r}, arch={names.oml!r}, normalise_features=False)
+    ViTExtractor(weights={file!r}, arch={name!r}, normalise_features=False)
 
 It loads strictly: an error otherwise. {_normalise(meta)}"""
 
 
-def _timm(file: str, meta: Meta) -> str:
+def _timm(_: None, file: str, meta: Meta) -> str:
     names, size = find_names(meta), tuple(meta["image_size"])
     if names is not None:
         build = f"""\
@@ -233,7 +186,7 @@ It loads strictly: an error otherwise. {_normalise(meta)}
 {_RESIZED} (`model.set_input_size` resizes, too)."""
 
 
-def _transformers(file: str, meta: Meta) -> str:
+def _transformers(_: None, file: str, meta: Meta) -> str:
     return f"""\
     model = transformers.ViTModel.from_pretrained({file!r}, add_pooling_layer=False)
     processor = transformers.AutoImageProcessor.from_pretrained({file!r})
@@ -298,3 +251,36 @@ def _yaml_grid(meta: Meta) -> str:
 
 def _of_224(codebase: str) -> str:
     return f"{codebase}'s model is of 224 x 224 pixels: export with --grid=14x14."
+
+
+# Of each layout: codebase -> the field of `Names` that has its model of a size, None
+# where any will do, and the recipe.
+_RECIPES: dict[str, dict[str, tuple[str | None, Callable[..., str]]]] = {
+    "mae": {
+        "TransReID-SSL, PersonViT": ("transreid_ssl", _transreid_ssl),
+        "cluster-contrast (USL, UDA)": ("cluster_contrast", _cluster_contrast),
+        "TransReID (the original)": ("transreid", _transreid),
+        "fast-reid": ("fastreid", _fastreid),
+        "HAP": ("mae", _hap),  # it has MAE's models, as MALE has
+        "MALE": ("mae", _male),
+        "MAE": ("mae", _mae),
+        "timm": (None, _timm),
+    },
+    "flat": {"OML": ("oml", _oml)},
+    "safetensors": {"timm": (None, _timm)},
+    "pass": {  # 3 part tokens, 4 positions
+        "PASS": ("transreid_ssl", partial(_transreid_ssl, extra=7)),
+        "PASS, cluster-contrast (USL, UDA)": (
+            "cluster_contrast",
+            partial(_cluster_contrast, extra=7, head=20),
+        ),
+    },
+    "huggingface": {"transformers": (None, _transformers)},
+    "transreid": {
+        "TransReID": ("transreid", _transreid_test),
+        "TransReID-SSL": ("transreid_ssl", _transreid_test),
+    },
+    "cluster-contrast": {
+        "cluster-contrast-reid": ("cluster_contrast", _cluster_contrast_test)
+    },
+}

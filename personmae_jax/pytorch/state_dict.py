@@ -226,9 +226,6 @@ def architecture(tensors: Mapping[str, Any]) -> dict[str, int]:
 
     No shape tells the number of heads: it is that of the known ViT of this width, else
     for heads 64 wide. What there is no tensor for is left out.
-
-    Args:
-      tensors: By timm's names, as `recognise` returns them.
     """
     shapes = {
         n: value.shape for n, value in tensors.items() if isinstance(value, Stored)

@@ -115,11 +115,7 @@ def encode(
 def batch_norm(
     tensors: Mapping[str, np.ndarray], features: Float32[np.ndarray, "b d"]
 ) -> Float32[np.ndarray, "b d"]:
-    """Returns features after a file's batch norm, of unit length.
-
-    Args:
-      tensors: By the names of torch.nn.BatchNorm1d.
-      features: Before it.
+    """Returns features after a file's batch norm, of unit length; names of BatchNorm1d.
 
     Raises:
       RuntimeError: Of `load_state_dict`: a tensor is missing, too many or misshapen.

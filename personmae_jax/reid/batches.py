@@ -8,13 +8,11 @@ from jaxtyping import Float64, Int64, UInt8
 
 from personmae_jax.config import ImageConfig
 from personmae_jax.config_finetune import AugmentConfig
-from personmae_jax.data import images
 from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.data.buffer_pool import BufferPool
-from personmae_jax.data.images import Box
 from personmae_jax.data.records import Records
 from personmae_jax.data.rng import BatchRng
-from personmae_jax.reid.datasets import read_image
+from personmae_jax.reid.datasets import read_resized
 
 _NUM_DRAWS = 8  # uniform numbers an image is changed by
 _AUGMENT, _NOISE = 0, 2  # what random numbers are for; 1 is who is in a batch
@@ -38,17 +36,7 @@ class PeopleBatches(HostBatches):
         host: int = 0,
         num_hosts: int = 1,
     ):
-        """Prepares the stream; nothing is read yet.
-
-        Args:
-          records: Encoded images.
-          data: Size, statistics and limits of the images; threads and workers.
-          augment: What is done to an image.
-          seed: Of what is random.
-          batch_size: Rows over all hosts.
-          host: This process's index, from 0.
-          num_hosts: Number of processes, a divisor of `batch_size`.
-        """
+        """Prepares the stream, as `HostBatches`; nothing is read yet."""
         super().__init__(
             batch_size,
             num_threads=data.num_threads,
@@ -87,14 +75,8 @@ class PeopleBatches(HostBatches):
         numbers: Float64[np.ndarray, "b n"],
         row: int,
     ) -> None:
-        data = self._data
-        image = read_image(
-            *(self._records, int(records[row])),
-            max_pixels=data.max_pixels,
-            min_side=data.min_side,
-        )
-        out = pixels[row]
-        images.crop_resize(image, Box(0, 0, *image.shape[:2]), out)
+        data, out = self._data, pixels[row]
+        read_resized(self._records, int(records[row]), data, out)
         noise = np.random.default_rng((self._seed_of_images, _NOISE, positions[row]))
         augment(out, numbers[row], noise, self._augment, (data.mean, data.std))
 

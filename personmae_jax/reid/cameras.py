@@ -20,10 +20,6 @@ def cameras_of(paths: Sequence[str], where: str) -> list[int] | None:
     That is the number of `_cNUMBER`, else the one before the first underscore, which
     may count frames instead: then it differs in all images of a person.
 
-    Args:
-      paths: Of images in a folder for each person.
-      where: What messages call them.
-
     Raises:
       ConfigError: Some names tell a camera and others do not, or it is none.
     """

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Int64, UInt8
 
 from personmae_jax import foreign_files
-from personmae_jax.config import SyntheticConfig
+from personmae_jax.config import ImageConfig, SyntheticConfig
 from personmae_jax.data import images
 from personmae_jax.data.records import MAX_BYTES, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
@@ -160,37 +160,45 @@ def synthetic_dataset(
 
 
 def held_out_dataset(own: SyntheticConfig, identities: int = 100) -> ReidDataset:
-    """Synthetic people that a run does not know, in two of its cameras.
-
-    Args:
-      own: The people of the run; these are the identities after them.
-      identities: How many.
-    """
+    """Synthetic people that a run does not know, in two of its cameras."""
     others = SyntheticConfig(
         identities=identities,
         cameras=2,
-        first_identity=own.first_identity + own.identities,
+        first_identity=own.first_identity + own.identities,  # those after its own
         seed=own.seed,
     )
     return synthetic_dataset(others, query_camera=0)
 
 
 def read_image(
-    records: Records, index: int, *, max_pixels: int, min_side: int
+    records: Records, index: int, limits: ImageConfig
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of one record; limits as of `images.decode`.
+    """The pixels of one record, within the limits of the settings.
 
     Raises:
       RunError: It cannot be used; names it. Nothing may stand in for a known person.
     """
     try:
         data = records.read(index)
-        return images.decode(data, max_pixels=max_pixels, min_side=min_side)[0]
+        return images.decode(
+            data, max_pixels=limits.max_pixels, min_side=limits.min_side
+        )[0]
     except (images.BadImage, OSError) as error:
         raise RunError(
             f"{records.name(index)} cannot be used ({error}); fix it, or take it "
             "out of the data set"
         ) from error
+
+
+def read_resized(
+    records: Records,
+    index: int,
+    limits: ImageConfig,
+    out: UInt8[np.ndarray, "height width 3"],
+) -> None:
+    """Fills `out` with the whole image of one record; raises as `read_image`."""
+    image = read_image(records, index, limits)
+    images.crop_resize(image, images.Box(0, 0, *image.shape[:2]), out)
 
 
 def check_training(dataset: ReidDataset) -> None:

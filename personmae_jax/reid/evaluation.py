@@ -209,9 +209,7 @@ def _panel(
     people: ReidDataset, record: int, data: ImageConfig, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """One image in the proportions in which the encoder sees it."""
-    image = read_image(
-        people.records, record, max_pixels=data.max_pixels, min_side=data.min_side
-    )
+    image = read_image(people.records, record, data)
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
 
 

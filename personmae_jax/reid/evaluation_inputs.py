@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from personmae_jax.config import ModelConfig, SyntheticConfig
 from personmae_jax.config_finetune import FinetuneConfig, FinetuneInitConfig
-from personmae_jax.config_json import Settings
+from personmae_jax.config_json import Settings, neck_feature
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
 from personmae_jax.engine.workdir import read_settings
@@ -99,7 +99,11 @@ def _open_run(request: Request, workdir: str) -> Subject:
     except RunError as e:
         raise ConfigError(str(e)) from e  # nothing was done yet
     weights = request.weights or "student"
-    token = _neck_token(cfg, workdir) if request.feature == "neck" else None
+    token, notes = None, ()
+    if request.feature == "neck":
+        token = _neck_token(cfg, workdir)
+    elif neck_feature(cfg) == "after":  # why these scores are not those of the run
+        notes = ("Before the batch norm; the run's own scores are by --feature=neck.",)
     params = restore_encoder(workdir, step, weights)
     if token is not None:
         head = restore_head(workdir, step)
@@ -110,7 +114,7 @@ def _open_run(request: Request, workdir: str) -> Subject:
     return Subject(
         f"the {weights} of {workdir} at step {step}",
         *(cfg, params, cfg.train.matmul_dtype),
-        notes=_note_on_feature(cfg, request.feature),
+        notes=notes,
         neck_token=token,
     )
 
@@ -126,16 +130,6 @@ def _neck_token(cfg: Settings, workdir: str) -> str:
         "--feature=neck is for runs of launch/finetune.py and launch/adapt.py, so take "
         "--feature=cls"
     )
-
-
-def _note_on_feature(cfg: Settings, feature: str) -> tuple[str, ...]:
-    """What tells why these scores are not those that a run wrote of itself."""
-    is_after = isinstance(cfg, UnsupervisedConfig) or (
-        isinstance(cfg, FinetuneConfig) and cfg.head.feature == "after"
-    )
-    if not is_after or feature == "neck":
-        return ()
-    return ("Before the batch norm; the run's own scores are by --feature=neck.",)
 
 
 def _open_file(request: Request, path: str) -> Subject:
@@ -170,12 +164,7 @@ def _open_file(request: Request, path: str) -> Subject:
 
 
 def open_people(request: Request, own: SyntheticConfig) -> ReidDataset:
-    """Opens the data set that a request names.
-
-    Args:
-      request: What is asked for.
-      own: The synthetic people that the encoder may have seen: the "synthetic" ones are
-        others.
+    """Opens the data set that a request names; synthetic people are others than `own`.
 
     Raises:
       ConfigError: There is no such data set, or it is laid out otherwise.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent import futures
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,10 @@ from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 
 from personmae_jax import pixels, sharding
 from personmae_jax.config import EncoderConfig, ImageConfig
-from personmae_jax.data import images
-from personmae_jax.data.images import Box
 from personmae_jax.data.records import Records
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
-from personmae_jax.reid.datasets import ReidDataset, read_image
+from personmae_jax.reid.datasets import ReidDataset, read_resized
 from personmae_jax.reid.occlusion import occlude
 
 # (params, images, cameras) -> one feature an image, of any length but 0.
@@ -55,22 +54,37 @@ def make_encode(
     if feature not in FEATURES:
         raise ConfigError(f"feature {feature!r} is unknown; take {', '.join(FEATURES)}")
 
-    patch = encoder.patch_size
-    grid = data.height // patch, data.width // patch
-
     def encode(params: PyTree, images: Array, cameras: Array) -> Array:
         del cameras  # an encoder that was not told of them
-        patches = pixels.normalised_patches(images, patch, data.mean, data.std)
-        tokens = personmae.encode(encoder, grid, params, patches, dtype=dtype).tokens
-        tokens = tokens.astype(jnp.float32)
-        parts = {
-            "cls": tokens[:, 0],
-            "mean": jnp.mean(tokens[:, 1:], axis=1),
-            "patches": tokens[:, 1:].reshape(len(tokens), -1),
-        }
-        return jnp.concatenate([unit(parts[p]) for p in feature.split("+")], axis=-1)
+        tokens = encode_tokens(encoder, data, params, images, dtype=dtype)
+        parts = [unit(pool(tokens, part)) for part in feature.split("+")]
+        return jnp.concatenate(parts, axis=-1)
 
     return encode
+
+
+def encode_tokens(
+    encoder: EncoderConfig,
+    data: ImageConfig,
+    params: PyTree,
+    images: UInt8[Array, "b height width 3"],
+    **how: Any,
+) -> Float[Array, "b t d"]:
+    """Float32 tokens after the final norm, cls first; `how`: of `personmae.encode`."""
+    patch = encoder.patch_size
+    patches = pixels.normalised_patches(images, patch, data.mean, data.std)
+    grid = data.height // patch, data.width // patch
+    tokens = personmae.encode(encoder, grid, params, patches, **how).tokens
+    return tokens.astype(jnp.float32)
+
+
+def pool(tokens: Float[Array, "b t d"], feature: str) -> Float[Array, "b _d"]:
+    """The cls token, the mean of the patches', or all patches end to end."""
+    if feature == "cls":
+        return tokens[:, 0]
+    if feature == "mean":
+        return jnp.mean(tokens[:, 1:], axis=1)
+    return tokens[:, 1:].reshape(len(tokens), -1)
 
 
 def with_mirror_image(encode: Encode) -> Encode:
@@ -166,11 +180,6 @@ class Extractor:
 
         An image that is query and gallery is encoded once.
 
-        Args:
-          params: As `encode` takes them, on the devices.
-          people: The queries and the gallery.
-          cameras: Of all records; for an `encode` that wants to know.
-
         Raises:
           RunError: An image cannot be used; names it.
         """
@@ -190,12 +199,8 @@ class Extractor:
     def _read(
         self, records: Records, index: int, change: Change | None
     ) -> UInt8[np.ndarray, "height width 3"]:
-        data = self._data
-        image = read_image(
-            records, index, max_pixels=data.max_pixels, min_side=data.min_side
-        )
-        pixels = np.empty((data.height, data.width, 3), np.uint8)
-        images.crop_resize(image, Box(0, 0, *image.shape[:2]), pixels)
+        pixels = np.empty((self._data.height, self._data.width, 3), np.uint8)
+        read_resized(records, index, self._data, pixels)
         if change is not None:
             change(pixels, index)
         return pixels

@@ -56,9 +56,6 @@ def _adopt(cfg: Settings, source: ModelConfig) -> None:
 def read_encoder(cfg: Settings) -> Start:
     """The parameters that the encoder starts from, and sentences on them.
 
-    Args:
-      cfg: Settled.
-
     Returns:
       Numpy float32 arrays, None if they are to be random.
 

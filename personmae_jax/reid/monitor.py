@@ -57,9 +57,6 @@ class Monitor:
     def __call__(self, params: PyTree) -> list[tuple[Scores, Scores]]:
         """Returns the scores of each network: by whole and by occluded queries.
 
-        Args:
-          params: As `encode` takes them, on the devices.
-
         Raises:
           RunError: An image cannot be used; names it.
         """

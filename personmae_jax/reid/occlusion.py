@@ -13,11 +13,7 @@ def occlude(pixels: UInt8[np.ndarray, "height width 3"], record: int) -> None:
     log-uniform from that fraction of the image's to all of it, so it may hide the
     legs as a car does, or one side as a door does. It lies anywhere inside, half of
     the time against an edge in each direction; its colour is uniform. All is a
-    function of `record` alone, up to rounding to pixels.
-
-    Args:
-      pixels: The image.
-      record: Its number in the data set, at least 0.
+    function of `record`, its number, alone, up to rounding to pixels.
 
     Source: ours, after random erasing (arXiv 1708.04896), which hides 2 to 40 %.
     """

@@ -223,10 +223,6 @@ def camera_proxies(
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " _p"]]:
     """Splits every cluster into its images of one camera each.
 
-    Args:
-      labels: Of a clustering.
-      cameras: That saw the images.
-
     Returns:
       The proxy of every image, numbered by cluster, then by camera, or OUTLIER; and
       the cluster of every proxy.

@@ -64,9 +64,6 @@ class ChosenRecords:
 def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None]:
     """Opens the images to train on, and the data set by which the run is scored.
 
-    Args:
-      cfg: A checked configuration.
-
     Returns:
       The images; and the people to seek, None if there are none or nobody asks for
       scores. Only scores and `known_` numbers may look at the latter.
@@ -104,13 +101,7 @@ def unlabelled(
     indices: Int64[np.ndarray, " n"],
     cameras: Int64[np.ndarray, " n"],
 ) -> Unlabelled:
-    """Puts images in the order of their bytes, which reads each of them once.
-
-    Args:
-      where: What messages call them.
-      records: The encoded images.
-      indices: Of those to take.
-      cameras: That saw each of `indices`.
+    """Puts the images `indices` in the order of their bytes; reads each of them once.
 
     Raises:
       ConfigError: An image cannot be read.

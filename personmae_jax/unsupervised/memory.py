@@ -43,11 +43,7 @@ def centroids(
 ) -> Memory:
     """The mean direction of each row's images, in a memory with a row for each image.
 
-    Args:
-      features: Of all images, of any length but 0.
-      rows: Of every image, or below 0.
-      clusters: Of every row that is used.
-      cameras: Of every row that is used.
+    An image of a row below 0 is in none; `clusters` and `cameras` are of used rows.
     """
     n, used = len(features), len(clusters)
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -79,12 +75,7 @@ def similarities(
 def contrast_loss(
     logits: Float[Array, "b rows"], labels: Int[Array, " b"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of each image's own row among all that are used.
-
-    Args:
-      logits: Of `similarities`.
-      labels: Row of every image, below the number that is used.
-    """
+    """Mean cross-entropy of each image's own row among all that are used."""
     return -jnp.mean(_at(jax.nn.log_softmax(logits), labels))
 
 
@@ -100,13 +91,6 @@ def proxy_loss(
 
     Within: cross-entropy among the rows of the image's camera. Across: all rows of its
     cluster, each with an equal share, against the nearest rows of other clusters.
-
-    Args:
-      logits: Of `similarities`.
-      labels: Row of every image, below the number that is used.
-      memory: With a row for each camera of a cluster.
-      cross_camera_weight: Of the second loss.
-      num_negatives: Rows of other clusters that it takes.
 
     Source: CAP, equations 5 and 8, in every round.
     """

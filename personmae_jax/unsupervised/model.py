@@ -17,23 +17,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from personmae_jax import pixels
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.models import personmae
 from personmae_jax.reid import neck
-from personmae_jax.reid.features import Encode
+from personmae_jax.reid.features import Encode, encode_tokens, pool
 
 
 def init_params(
     cfg: UnsupervisedConfig, key: Array, encoder: PyTree | None = None
 ) -> dict[str, Any]:
-    """Returns the initial float32 parameters.
-
-    Args:
-      cfg: The settings.
-      key: Of the encoder, where it is random.
-      encoder: The encoder's parameters, if they are not to be random.
-    """
+    """Returns the initial float32 parameters; random where there is no `encoder`."""
     if encoder is None:
         encoder = personmae.init_encoder(cfg.encoder, cfg.grid, key)
     return {
@@ -52,18 +45,13 @@ def encode(
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b d"]:
     """The float32 feature before the batch norm, after the encoder's final norm."""
-    patches = pixels.normalised_patches(
-        images, cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
-    )
-    tokens = personmae.encode(
-        *(cfg.encoder, cfg.grid, params["encoder"], patches),
+    tokens = encode_tokens(
+        *(cfg.encoder, cfg.data, params["encoder"], images),
         drop_path_mask=drop_path_mask,
         dtype=dtype,
         remat=cfg.train.remat,
-    ).tokens.astype(jnp.float32)
-    if cfg.head.feature == "mean":
-        return jnp.mean(tokens[:, 1:], axis=1)
-    return tokens[:, 0]
+    )
+    return pool(tokens, cfg.head.feature)
 
 
 def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:

@@ -26,10 +26,7 @@ def build(
 ) -> Program[UnsupervisedConfig]:
     """Assembles the run; compiles and allocates nothing.
 
-    Args:
-      cfg: Settled, and checked for the devices of the mesh.
-      mesh: Over all devices of all hosts.
-      num_images: Of the target; the memory has as many rows.
+    The memory has a row for each of `num_images`, those of the target.
     """
     optim, num_steps = cfg.optim, cfg.num_steps
     learning_rate = stepwise(

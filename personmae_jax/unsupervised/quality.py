@@ -14,10 +14,6 @@ def known(
 ) -> dict[str, int | float]:
     """Numbers that all begin with `known_`, of the images that are in a cluster.
 
-    Args:
-      labels: Cluster of every image, or OUTLIER.
-      identities: Of every image.
-
     Returns:
       known_ari, known_nmi: Adjusted Rand index, normalised mutual information.
       known_purity: Share of images whose cluster is mostly of their identity.

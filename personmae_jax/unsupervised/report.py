@@ -8,15 +8,15 @@ from etils import epath
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageDraw
 
-from personmae_jax.data import images
-from personmae_jax.data.images import Box
+from personmae_jax.config import ImageConfig
 from personmae_jax.engine.storage import write_whole
-from personmae_jax.reid.datasets import read_image
+from personmae_jax.reid.datasets import read_resized
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
 from personmae_jax.unsupervised.data import Unlabelled
 
 _KINDS, _SHOWN = 4, 10  # clusters of each kind, and images of each
 _HEIGHT, _WIDTH, _MARGIN, _TITLE = 96, 48, 2, 14  # pixels
+_LIMITS = ImageConfig(max_pixels=2**26, min_side=1)  # training has read them all
 
 
 class ClusterReport:
@@ -25,14 +25,7 @@ class ClusterReport:
     def __init__(
         self, workdir: epath.Path, target: Unlabelled, *, page_every: int, last: int
     ):
-        """Touches nothing yet.
-
-        Args:
-          workdir: Of the run.
-          target: Whose images are clustered.
-          page_every: Rounds from one page to the next, from the first.
-          last: Round, which has a page, too.
-        """
+        """Touches nothing yet; round `last` has a page, too."""
         self._workdir, self._target = workdir, target
         self._every, self._last = page_every, last
 
@@ -64,13 +57,7 @@ def table(target: Unlabelled, clusters: Clusters) -> str:
 def page(
     target: Unlabelled, clusters: Clusters, features: Float32[np.ndarray, "n d"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A line each for some clusters: large, middling, the least compact; outliers.
-
-    Args:
-      target: The images.
-      clusters: Of them.
-      features: By which they were clustered.
-    """
+    """A line each for some clusters: large, middling, the least compact; outliers."""
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
     compactness = np.array(
         [
@@ -110,9 +97,8 @@ def _line(
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, 1), title, fill="black")
     for column, index in enumerate(chosen):
-        image = read_image(target.records, int(index), max_pixels=2**26, min_side=1)
         pixels = np.empty((_HEIGHT, _WIDTH, 3), np.uint8)
-        images.crop_resize(image, Box(0, 0, *image.shape[:2]), pixels)
+        read_resized(target.records, int(index), _LIMITS, pixels)
         place = (column * (_WIDTH + _MARGIN), _TITLE)
         canvas.paste(Image.fromarray(pixels), place)
         draw.text(place, f"c{target.cameras[index]}", fill="yellow")

@@ -4,6 +4,7 @@ The labels of a round are a function of the settings, the images and the state b
 it; process 0 makes them, and the others take its answer, whatever their processors.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,14 +43,7 @@ class PseudoLabels:
         target: Unlabelled,
         show: Show = lambda *_: {},
     ):
-        """Compiles nothing yet.
-
-        Args:
-          cfg: A checked configuration.
-          program: What trains on the labels.
-          target: The images.
-          show: Is told of every clustering.
-        """
+        """Compiles nothing yet; `show` will be told of every clustering."""
         self._cfg, self._program, self._target = cfg, program, target
         self._show = show
         self._extract = Extractor(
@@ -169,13 +163,7 @@ class PseudoLabels:
                 lambda x, place: jax.device_put(x, place.sharding),
                 *({"memory": found, "labels": labels}, places),
             )
-        return UnsupervisedState(
-            step=state.step,
-            params=state.params,
-            statistics=state.statistics,
-            opt_state=state.opt_state,
-            **new,
-        )
+        return dataclasses.replace(state, **new)
 
 
 def _from_process_0(labels: Labels, is_known: bool) -> tuple[Labels, bool]:

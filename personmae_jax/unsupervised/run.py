@@ -33,12 +33,7 @@ def run(
 ) -> int:
     """Trains to the last step or until interrupted; resumes what `workdir` holds.
 
-    Args:
-      cfg: The settings, settled and checked.
-      workdir: A local folder or gs://...
-      target: The images to train on.
-      people: Whom to seek, for scores that steer nothing; None: no scores.
-      labels: What makes pseudo labels; another one for a control experiment.
+    Scores by `people`, if there are any, steer nothing. `labels` makes pseudo labels.
 
     Returns:
       The exit code of `loop.run`.

@@ -37,17 +37,10 @@ class ClusterSampler:
         seed: int,
         round_: int,
     ):
-        """Sorts the images by cluster.
+        """Sorts the images by cluster, of which a batch has P = `clusters`.
 
-        Args:
-          labels: Cluster of every image, 0 .. number of clusters - 1, or OUTLIER.
-          cameras: That saw each image.
-          clusters: In a batch; P.
-          images: Of each; K.
-          across_cameras: Whether the K - 1 others are of other cameras than the first,
-            in clusters that have some.
-          seed: Of all order.
-          round_: Of the clustering.
+        The K - 1 others of its `images` are of other cameras than the first if
+        `across_cameras`, in clusters that have some.
         """
         order = np.argsort(labels, kind="stable")[np.count_nonzero(labels == OUTLIER) :]
         counts = np.bincount(labels[order])
@@ -123,16 +116,10 @@ class ClusterBatches(PeopleBatches):
         host: int = 0,
         num_hosts: int = 1,
     ):
-        """Prepares the stream; nothing is read yet.
+        """Prepares the stream, as `HostBatches`; nothing is read yet.
 
-        Args:
-          target: The images.
-          cfg: A checked configuration.
-          clusters: Of every image, or OUTLIER.
-          rows: Of the memory, for every image.
-          round_: From 0; its first batch has the number round_ * steps_per_round.
-          host: This process's index, from 0.
-          num_hosts: Number of processes, a divisor of `cfg.batch_size`.
+        `rows` are of the memory, for every image. The first batch has the number
+        round_ * steps_per_round.
         """
         super().__init__(
             *(target.records, cfg.data, cfg.augment, cfg.train.seed),

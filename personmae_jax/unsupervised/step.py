@@ -14,7 +14,7 @@ from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.models import batch_norm, personmae
-from personmae_jax.optim import Schedule
+from personmae_jax.optim import Schedule, updated
 from personmae_jax.reid.features import unit
 from personmae_jax.sharding import matmul_dtype
 from personmae_jax.unsupervised import memory, model
@@ -87,24 +87,19 @@ def make_train_step(
         (_, (metrics, statistics, features)), grads = grad_fn(
             state.params, state.statistics, state.memory, batch, key
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        params, opt_state, norms = updated(tx, grads, state.opt_state, state.params)
         bank: Any = state.memory
         vectors = memory.updated(
             bank.vectors, features, batch["label"], cfg.memory.momentum
         )
-        metrics |= {
-            "lr": learning_rate(state.step),
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-        }
-        state = UnsupervisedState(
+        metrics |= {"lr": learning_rate(state.step), **norms}
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             statistics=statistics,
             opt_state=opt_state,
             memory=bank._replace(vectors=vectors),
-            labels=state.labels,
         )
         return state, metrics
 
