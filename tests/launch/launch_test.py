@@ -72,7 +72,7 @@ def test_non_finite_loss_stops_the_run_and_leaves_good_checkpoints(tmp_path, cac
     process = pretrain(
         tmp_path / "run",
         *TINY,
-        "--config.optim.base_lr=2e9",
+        "--config.optim.lr=1e8",
         "--config.optim.warmup=0",
         "--config.checkpoint.every_steps=1",
         env=cache,
