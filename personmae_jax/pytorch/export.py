@@ -58,7 +58,7 @@ def export(
       weights: "student" or "teacher"; by default as the run's settings say.
       grid: Rows and columns of patches that the positions are for; by default those
         of the run.
-      layout: A key of `torch_layouts.LAYOUTS`.
+      layout: A key of `layouts.LAYOUTS`.
       reference: A .npz file for the example images and JAX's tokens.
 
     Returns:
@@ -69,14 +69,13 @@ def export(
       RunError: The checkpoint is missing or damaged, or what was read back differs;
         nothing was written.
     """
-    _check_layout(layout)
+    cfg = read_settings(workdir)
+    _check_layout(layout, cfg)
     target = _check_target(out, "--out", LAYOUTS[layout].suffixes)
     if reference is not None:
         if target in pathlib.Path(reference).expanduser().absolute().parents:
             raise ConfigError(f"--reference={reference} lies in --out; name it outside")
         reference = _check_target(reference, "--reference", (".npz",))
-    cfg = read_settings(workdir)
-    _refuse_mean(cfg, layout)
     grid = cfg.grid if grid is None else grid
     if weights is None:  # a fine-tuned run has no teacher
         weights = cfg.export.weights if isinstance(cfg, Config) else "student"
@@ -169,19 +168,17 @@ def encoder_tensors(
     return {name: tensors[name] for name in shapes}
 
 
-def _refuse_mean(cfg: Settings, layout: str) -> None:
+def _check_layout(layout: str, cfg: Settings) -> None:
+    if layout not in LAYOUTS:
+        raise ConfigError(
+            f"--layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}"
+        )
+    # Before torch, which nobody should install to be refused then.
     is_mean = isinstance(cfg, UnsupervisedConfig) and cfg.head.feature == "mean"
     if is_mean and LAYOUTS[layout].read_head is not None:
         raise ConfigError(
             f"--layout={layout} has a batch norm after the cls token, but this run was "
             "trained with config.head.feature=mean; take --layout=mae"
-        )
-
-
-def _check_layout(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise ConfigError(
-            f"--layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}"
         )
     if LAYOUTS[layout].needs_torch and not _has_torch():
         raise ConfigError(

@@ -281,7 +281,6 @@ def test_a_file_whose_batch_norm_says_something_else_is_not_written(
 
 
 def test_a_batch_norm_after_another_token_is_not_exported_as_that_of_cls(tmp_path):
-    pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
     cfg = settings()
     cfg.head.feature = "mean"
     (tmp_path / "config.json").write_text(config_to_json(cfg))
