@@ -256,6 +256,13 @@ def test_synthetic_identities_are_trained_on_or_tested_on():
         synthetic_dataset(cfg, num_train=5)
 
 
+def test_more_synthetic_images_than_anybody_waits_for_are_refused():
+    with pytest.raises(
+        ConfigError, match="makes 48000000 images; take at most 1000000"
+    ):
+        synthetic_dataset(SyntheticConfig(identities=2_000_000))
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS])
 def test_a_wrong_folder_says_what_was_expected_and_what_was_found(tmp_path, layout):
     root = _write(tmp_path, "Market/readme", *(f"part{n}" for n in range(7)))

@@ -155,7 +155,16 @@ def test_colour_of_stripes_helps_a_little_across_cameras(crowd, bins):
     images, people, cameras = crowd
     body = slice(16, 48)  # columns; the backgrounds beside the person only distract
     features = [_histogram(x, bins, 6, body) for x in images]
-    assert 5.0 <= _mean_ap(np.array(features), people, cameras) <= 15.0
+    assert _mean_ap(np.array(features), people, cameras) >= 5.0
+
+
+@pytest.mark.parametrize("bins", [(16, 8, 4), (8, 8, 8)], ids=str)
+@pytest.mark.parametrize("stripes", [1, 6])
+@pytest.mark.parametrize("columns", [slice(None), slice(16, 48)], ids=["all", "body"])
+def test_colour_alone_does_not_tell_people_apart(crowd, bins, stripes, columns):
+    images, people, cameras = crowd
+    features = [_histogram(x, bins, stripes, columns) for x in images]
+    assert _mean_ap(np.array(features), people, cameras) <= 15.0
 
 
 @pytest.mark.parametrize("stripes", [1, 6])
@@ -194,8 +203,8 @@ def test_shape_and_texture_tell_people_apart(crowd):
         cells[cameras == camera] -= cells[cameras == camera].mean(0)
     noise = np.random.default_rng(0).standard_normal((len(images), 64))
     chance = _mean_ap(noise, people, cameras)
-    # Rigid cells, while crops are shifted and scaled: twice chance is a floor.
-    assert _mean_ap(cells.reshape(len(cells), -1), people, cameras) >= 2 * chance
+    # Rigid cells, while crops are shifted and scaled; 2.97 was measured.
+    assert _mean_ap(cells.reshape(len(cells), -1), people, cameras) >= 2.5 * chance
 
 
 def _patches(image):
