@@ -236,7 +236,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
-    if flags.FLAGS["verbosity"].value == logging.FATAL:  # as `run` has set it
+    if not flags.FLAGS["verbosity"].present:
         # Orbax and jax tell at INFO what only their developers want to know.
         logging.set_verbosity(logging.WARNING)
     # They tell with tracebacks what they raise as well, and we say in a sentence.
