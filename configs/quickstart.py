@@ -21,7 +21,7 @@ def get_config() -> Config:
     cfg.data.height, cfg.data.width = 128, 64
     cfg.data.synthetic.identities, cfg.data.synthetic.cameras = 500, 3
     cfg.train.batch_size, cfg.train.steps = 64, 300
-    # A short run from scratch learns most with a high rate, clipped.
+    # Those of benchmarks/ablations.py; not searched on these people.
     cfg.optim.lr, cfg.optim.clip_norm = 1e-3, 1.0
     cfg.log.every_steps = 1
     cfg.log.pictures_every_steps = 150

@@ -37,7 +37,7 @@ from personmae_jax.config_values import range_problems
 class UnsupervisedDataConfig(FinetuneDataConfig):
     """The target: its training images are clustered, query and gallery score.
 
-    Layout "images" is any folder of images; nobody is sought in it.
+    Layout "images" is any folder of images, without queries.
     """
 
     camera_folders: bool = False  # images: a folder right below `path` is a camera
@@ -47,7 +47,7 @@ class UnsupervisedDataConfig(FinetuneDataConfig):
 class ClusterConfig:
     """DBSCAN on the k-reciprocal Jaccard distance, once a round; TransReID-SSL."""
 
-    k1: int = 30  # nearest images, itself among them, that reciprocity is sought in
+    k1: int = 30  # nearest images, itself among them, tested for reciprocity
     k2: int = 6  # nearest images, itself among them, to average over; 1: no average
     # Largest distance of neighbours; None: that of 0.3, 0.35 .. 0.7 which makes the
     # most clusters, each round anew (ours, for data without a published value).

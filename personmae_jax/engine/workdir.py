@@ -173,7 +173,7 @@ def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
 def _describe(run: Mapping[str, Any]) -> str:
     """The facts by which a run is told, as a sentence has them.
 
-    Of `num_records` depend the order of the images and, where the settings give epochs,
+    On `num_records` depend the order of the images and, where the settings give epochs,
     all schedules, on `num_steps` too; labels are kept by the position of an image among
     those that `images_sha256` is of; a checkpoint by the scores of `num_queries`.
     """

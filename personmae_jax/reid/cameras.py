@@ -62,8 +62,8 @@ def first_against_others(
     """
     logging.warning(
         "%s: its images to test on are of one camera or of none that is told; the "
-        "first image of each identity is sought among the others, which is easier than "
-        "across cameras: compare no published scores",
+        "first image of each identity is queried among the others, which is easier "
+        "than across cameras: compare no published scores",
         where,
     )
     first = {identity: path for path, identity, _ in reversed(places)}

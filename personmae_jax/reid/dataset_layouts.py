@@ -110,7 +110,7 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
     """Lists a folder for each identity; identities are numbered in sorted order.
 
     Where no name tells a camera, or all images to test on are of one, the first image
-    of each identity is sought among its others and everybody else's.
+    of each identity is queried among its others and everybody else's.
 
     Raises:
       ConfigError: It is not laid out so, or no image is of `query_camera`.

@@ -238,9 +238,9 @@ def _check_retrieval(dataset: ReidDataset) -> None:
     if len(np.unique(pairs[:, 1])) == 1:
         raise ConfigError(
             f"{where}: every image is of camera {pairs[0, 1]}; retrieval is scored "
-            "across cameras, so there must be 2 or more. If none are known, give those "
-            "who are sought another camera than the gallery, or make a folder for each "
-            "identity (id_folders), where the first image is sought among the others"
+            "across cameras, so there must be 2 or more. If none are known, give the "
+            "queries another camera than the gallery, or make a folder for each "
+            "identity (id_folders), where the first image is queried among the others"
         )
     if not len(gallery):
         raise ConfigError(f"{where} has no gallery image")

@@ -81,7 +81,7 @@ def cluster(
 
     Args:
       features: One an image, of any length but 0.
-      k1: Nearest images, the image itself among them, that reciprocity is sought in.
+      k1: Nearest images, the image itself among them, tested for reciprocity.
       k2: Images to average over, the image itself among them; 1: no average.
       eps: Largest Jaccard distance of neighbours, at most MAX_EPS; None: that of EPS
         which makes the most clusters, the smallest of equals.

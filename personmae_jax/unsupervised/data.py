@@ -65,7 +65,7 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
     """Opens the images to train on, and the data set by which the run is scored.
 
     Returns:
-      The images; and the people to seek, None if there are none or nobody asks for
+      The images; and the people to query, None if there are none or nobody asks for
       scores. Only scores and `known_` numbers may look at the latter.
 
     Raises:
@@ -136,5 +136,5 @@ def _open_people(cfg: UnsupervisedConfig) -> ReidDataset:
     data = cfg.data
     if data.layout == "synthetic":
         return synthetic_dataset(data.synthetic, data.synthetic_train)
-    # Training images alone do, where nobody is to be sought.
+    # Training images alone do, where there are no queries.
     return open_dataset(data.layout, str(data.path), data.query_camera, is_scored=False)

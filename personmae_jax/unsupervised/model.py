@@ -1,6 +1,6 @@
 """The network that is trained without labels: the encoder and a batch norm (BNNeck).
 
-Its feature of unit length is clustered, contrasted with the memory, and sought by.
+Its feature of unit length is clustered, contrasted with the memory, and ranked by.
 
 Parameters:
   encoder: Of the ViT.

@@ -95,7 +95,7 @@ def _make_scorer(
 
 def _summarise(workdir: epath.Path, last: int, scorer: Scorer | None) -> str:
     """The scores, if there are any, and where everything is."""
-    scores = "No scores: nobody was sought."
+    scores = "No scores: there were no queries."
     if scorer is not None:
         scores = f"{scorer.table()}\nThe last step is the result."
     return f"""\
