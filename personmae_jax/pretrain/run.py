@@ -89,9 +89,7 @@ def make_training(
         about=f"{len(records):,} {cfg.data.source} records",
         start=start,
         batches=batches,
-        summary=functools.partial(
-            summarise, num_steps=program.num_steps, width=cfg.encoder.width
-        ),
+        summary=functools.partial(summarise, cfg=cfg, num_steps=program.num_steps),
         scorer=scorer,
         draw=Reconstructions(cfg, program, batches),
         count_images=lambda batch: bad.count(batch["record"], batch["outcome"]),
@@ -156,16 +154,19 @@ class Warnings:
             )
 
 
-def summarise(workdir: epath.Path, num_steps: int, width: int) -> str:
+def summarise(workdir: epath.Path, cfg: Config, num_steps: int) -> str:
     """What a person reads after a finished run: numbers, and where everything is.
 
     Args:
       workdir: Of the run.
+      cfg: Its settings: the next commands suit its data and the encoder's size.
       num_steps: Its length.
-      width: Of its encoder; the next command has one of that size.
     """
     rows, numbers = read_rows(workdir), ""
-    config = {768: "vitb", 1024: "vitl"}.get(width, "vits")
+    config = {768: "vitb", 1024: "vitl"}.get(cfg.encoder.width, "vits")
+    known = "market1501.py --config.data.path=Market-1501"
+    if cfg.data.source == "synthetic":
+        known = "quickstart.py"
     for name in _SUMMARISED:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
@@ -179,6 +180,10 @@ Where everything is:
   TensorBoard       {workdir / "tensorboard"}
   checkpoint        {workdir / "checkpoints" / str(num_steps)}
   the encoder       personmae_jax.load_encoder("{workdir}")
+Next, fine-tuned on known people (without the third line: from scratch, the control):
+  python launch/finetune.py --config=configs/finetune_{known} \\
+    --workdir={workdir}_finetuned \\
+    --config.init.workdir={workdir}
 Next, on your own images:
   python launch/pretrain.py --config=configs/{config}.py \\
     --config.data.source=folder --config.data.path=IMAGES"""

@@ -6,6 +6,7 @@ import logging
 import pytest
 from etils import epath
 
+from personmae_jax.config import Config
 from personmae_jax.pretrain.run import Warnings, summarise
 
 NUM_STEPS = 6
@@ -47,7 +48,9 @@ def summary(tmp_path):
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text + '{"torn')
-    return summarise(epath.Path(tmp_path), NUM_STEPS, width=768)
+    cfg = Config()
+    cfg.data.source = "synthetic"
+    return summarise(epath.Path(tmp_path), cfg, NUM_STEPS)
 
 
 def test_summary_tells_the_first_values_and_the_last(summary):
@@ -56,8 +59,10 @@ def test_summary_tells_the_first_values_and_the_last(summary):
     assert "occluded_mAP" not in summary
 
 
-def test_summary_names_places_and_the_next_command(summary, tmp_path):
+def test_summary_names_places_and_the_next_commands(summary, tmp_path):
     places = ("pictures/6.png", "pictures/curves.png", "metrics.jsonl", "tensorboard")
     for place in (*places, "checkpoints/6"):
         assert str(tmp_path / place) in summary
+    assert "launch/finetune.py --config=configs/finetune_quickstart.py" in summary
+    assert f"--config.init.workdir={tmp_path}\n" in summary
     assert "python launch/pretrain.py --config=configs/vitb.py" in summary
