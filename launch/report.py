@@ -5,11 +5,13 @@ Example: python launch/report.py --workdir=runs/vitb --market=Market-1501
 
 Supervised fine-tuning on each data set that is given, USL on Market-1501, and, with
 MSMT17, UDA from it to Market-1501; one after the other, each a run of its own below
---out. Start it again with the same command to resume. Writes OUT/report.md.
+--out. Start it again with the same command to resume. Writes OUT/report.md and .png.
 Exit codes: 0 finished, 1 failed, 2 wrong settings, 75 interrupted and saved.
 """
 
+import io
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import command_line
 from absl import flags
 
+from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid import datasets
 
@@ -27,10 +30,10 @@ _MSMT17 = flags.DEFINE_string("msmt17", None, "Folder of MSMT17, with its lists.
 _OCCLUDED = flags.DEFINE_string("occluded-duke", None, "Folder of Occluded-Duke.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs; WORKDIR_report if absent.")
 _SUPERVISED = flags.DEFINE_string(
-    "supervised", "configs/finetune_market1501.py", "Settings of fine-tuning."
+    "supervised", None, "Settings of all fine-tuning; each data set's own if absent."
 )
 _UNSUPERVISED = flags.DEFINE_string(
-    "unsupervised", "configs/usl_market1501.py", "Settings of USL and UDA."
+    "unsupervised", None, "Settings of USL and UDA; those of Market-1501 if absent."
 )
 
 # Others' mAP / rank-1 in percent, without re-ranking; None: not reported there.
@@ -53,6 +56,9 @@ _PUBLISHED = {
 }
 
 
+_LAUNCH = pathlib.Path(__file__).resolve().parent
+
+
 class Task(NamedTuple):
     """One run: its folder below --out, what the table calls it, and its command."""
 
@@ -62,6 +68,16 @@ class Task(NamedTuple):
     arguments: tuple[str, ...]
 
 
+class Result(NamedTuple):
+    """A line of the table; scores in percent, None where nobody reports one."""
+
+    task: str
+    encoder: str
+    mean_ap: float
+    rank1: float | None
+    source: str
+
+
 def tasks(out: pathlib.Path) -> list[Task]:
     """Those for which there is data; UDA comes after the run that it starts from.
 
@@ -69,41 +85,86 @@ def tasks(out: pathlib.Path) -> list[Task]:
       ConfigError: A folder is laid out otherwise, or nothing can be retrieved there.
     """
     begin = f"--config.init.workdir={_WORKDIR.value}"
-    found = []
-    for name, title, layout, path in (
-        ("market1501", "Market-1501, supervised", "market1501", _MARKET.value),
-        ("msmt17", "MSMT17, supervised", "msmt17", _MSMT17.value),
-        ("occluded_duke", "Occluded-Duke, supervised", "market1501", _OCCLUDED.value),
+    occluded, found = _OCCLUDED.value, []
+    for name, title, layout, recipe, path in (
+        ("market1501", "Market-1501", "market1501", "market1501", _MARKET.value),
+        ("msmt17", "MSMT17", "msmt17", "market1501", _MSMT17.value),
+        ("occluded_duke", "Occluded-Duke", "market1501", "occluded_duke", occluded),
     ):
         if path is not None:
             # All of them before the first run, which may take days.
             datasets.open_dataset(layout, path)
             data = (f"--config.data.layout={layout}", f"--config.data.path={path}")
-            given = (f"--config={_SUPERVISED.value}", begin, *data)
-            found.append(Task(name, title, "finetune.py", given))
-    given = f"--config={_UNSUPERVISED.value}", f"--config.data.path={_MARKET.value}"
+            config = _config(_SUPERVISED.value, f"finetune_{recipe}")
+            given = (config, begin, *data)
+            found.append(Task(name, f"{title}, supervised", "finetune.py", given))
+    data = f"--config.data.path={_MARKET.value}"
     if _MARKET.value is not None:
-        title = "Market-1501, USL"
-        found.append(Task("usl_market1501", title, "adapt.py", (*given, begin)))
+        given = (_config(_UNSUPERVISED.value, "usl_market1501"), begin, data)
+        found.append(Task("usl_market1501", "Market-1501, USL", "adapt.py", given))
     if _MARKET.value is not None and _MSMT17.value is not None:
         begin = f"--config.init.workdir={out / 'msmt17'}"
+        given = (_config(_UNSUPERVISED.value, "uda_market1501"), begin, data)
         title = "MSMT17 to Market-1501, UDA"
-        found.append(Task("uda_market1501", title, "adapt.py", (*given, begin)))
+        found.append(Task("uda_market1501", title, "adapt.py", given))
     return found
 
 
-def table(out: pathlib.Path, done: list[Task]) -> str:
-    """Markdown: the last scores of every task beside those that others report."""
-    lines = ["| task | encoder | mAP | rank-1 | source |", "|---|---|---|---|---|"]
+def _config(given: str | None, name: str) -> str:
+    return f"--config={given or _LAUNCH.parent / 'configs' / f'{name}.py'}"
+
+
+def results(out: pathlib.Path, done: list[Task]) -> list[Result]:
+    """The last scores of every task, each followed by those that others report."""
+    found = []
     for task in done:
         scores = json.loads((out / task.name / "retrieval.json").read_text())
-        cells = (f"{100 * scores[name]:.1f}" for name in ("mAP", "rank1"))
+        # None where features could not be ranked, such as a collapsed network's.
+        known = {name: math.nan if x is None else x for name, x in scores.items()}
+        mean_ap, rank1 = 100 * known["mAP"], 100 * known["rank1"]
         source = f"{out / task.name}, step {scores['step']}"
-        lines.append(f"| {task.title} | ours | {' | '.join(cells)} | {source} |")
-        for who, mean_ap, rank1, where in _PUBLISHED.get(task.name, ()):
-            rank = "" if rank1 is None else f"{rank1:.1f}"
-            lines.append(f"| | {who} | {mean_ap:.1f} | {rank} | {where} |")
+        found.append(Result(task.title, "ours", mean_ap, rank1, source))
+        for published in _PUBLISHED.get(task.name, ()):
+            found.append(Result(task.title, *published))
+    return found
+
+
+def table(found: list[Result]) -> str:
+    """Markdown."""
+    lines = ["| task | encoder | mAP | rank-1 | source |", "|---|---|---|---|---|"]
+    for task, encoder, mean_ap, rank1, source in found:
+        title = task if encoder == "ours" else ""
+        rank = "" if rank1 is None else f"{rank1:.1f}"
+        lines.append(f"| {title} | {encoder} | {mean_ap:.1f} | {rank} | {source} |")
     return "\n".join(lines) + "\n"
+
+
+def chart(found: list[Result]) -> bytes:
+    """PNG: a bar of mAP for every line of the table, a panel for every task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    by_task = {line.task: [] for line in found}
+    for line in found:
+        by_task[line.task].append(line)
+    widths = [len(lines) + 0.5 for lines in by_task.values()]  # a bar is an inch
+    figure = Figure(figsize=(sum(widths) + 0.5, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(
+        *(1, len(widths)), squeeze=False, sharey=True, width_ratios=widths
+    )[0]
+    for panel, (title, lines) in zip(panels, by_task.items(), strict=True):
+        names = [line.encoder.replace(" ", "\n") for line in lines]
+        colours = ["C0" if line.encoder == "ours" else "0.75" for line in lines]
+        bars = panel.bar(names, [line.mean_ap for line in lines], color=colours)
+        panel.bar_label(bars, fmt="%.1f")
+        panel.set(title=title.replace(", ", "\n"), ylim=(0, 100))
+        panel.set_xlim(-0.7, len(lines) - 0.3)  # bars of one width in all panels
+        panel.tick_params("x", labelsize="small")
+    panels[0].set_ylabel("mAP in percent")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()
 
 
 def main() -> int:
@@ -113,15 +174,19 @@ def main() -> int:
     wanted = tasks(out)
     if not wanted:
         raise ConfigError("no data: give --market=DIR, --msmt17=DIR or the like")
-    folder = pathlib.Path(__file__).parent
+    text = ""
     for number, task in enumerate(wanted):
         print(f"{number + 1} of {len(wanted)}: {task.title}", flush=True)
-        command = [sys.executable, str(folder / task.launcher), *task.arguments]
-        code = subprocess.call([*command, f"--workdir={out / task.name}"])
+        command = [sys.executable, str(_LAUNCH / task.launcher), *task.arguments]
+        command.append(f"--workdir={out / task.name}")
+        with subprocess.Popen(command) as run, signals.passed_on(run.pid):
+            code = run.wait()
         if code:
             return code
-        text = table(out, wanted[: number + 1])
+        found = results(out, wanted[: number + 1])
+        text = table(found)
         (out / "report.md").write_text(text, encoding="utf-8")
+        (out / "report.png").write_bytes(chart(found))
     print(text)
     return 0
 

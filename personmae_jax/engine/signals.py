@@ -60,6 +60,27 @@ def raised(error: type[BaseException]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def passed_on(child: int) -> Iterator[None]:
+    """Inside, the process `child` alone decides: SIGTERM is sent on to it.
+
+    Ctrl-C is not: the terminal has sent it to both, and the second one kills.
+    """
+    before = [signal.getsignal(number) for number in _NUMBERS]
+
+    def pass_on(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in zip(_NUMBERS, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def ending_a_wait(what: str, seconds: float) -> Iterator[None]:
     """Inside, either ends the process with 75, and so many seconds end it with 1.
 
