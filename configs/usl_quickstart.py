@@ -21,6 +21,7 @@ def get_config() -> UnsupervisedConfig:
     cfg.augment.padding = 5  # of half the pixels
     # Of a person there are 12 images; a weak encoder finds the fewer of them.
     cfg.cluster.k1, cfg.cluster.k2, cfg.cluster.eps = 12, 3, None
+    cfg.cluster.centre_cameras = True  # it tells cameras apart better than people
     cfg.sampling.clusters, cfg.sampling.images = 16, 4
     cfg.optim.optimizer, cfg.optim.base_lr = "adamw", 4e-3
     cfg.optim.layer_decay, cfg.optim.weight_decay = 0.75, 0.05

@@ -53,6 +53,9 @@ class ClusterConfig:
     # most clusters, each round anew (ours, for data without a published value).
     eps: float | None = 0.6
     min_samples: int = 4  # images within eps, itself among them, that make a core
+    # Each camera's mean feature is taken off first, so that the clusters of a weak
+    # encoder follow people rather than cameras; ours, docs/unsupervised.md.
+    centre_cameras: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -62,6 +62,7 @@ def test_every_setting_has_a_rule_or_needs_none():
     free |= {
         *("data.path", "data.query_camera", "data.camera_folders"),
         *("memory.camera_proxies", "sampling.across_cameras"),
+        "cluster.centre_cameras",
     }
     ruled = config_unsupervised._RANGES.keys() | config_unsupervised._CHOICES.keys()
     # These have the rules of pretraining, under the same names.

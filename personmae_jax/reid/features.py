@@ -207,7 +207,7 @@ class Extractor:
 
 
 def camera_centred(
-    features: Float32[np.ndarray, "n d"], cameras: Int64[np.ndarray, " n"]
+    features: Float32[np.ndarray, "n d"], cameras: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n d"]:
     """Returns the features, each less the mean of those of its camera.
 

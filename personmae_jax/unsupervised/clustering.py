@@ -89,8 +89,8 @@ def cluster(
       distances: (rows, columns) -> 1 - cosine in blocks of rows.
 
     Raises:
-      RunError: Fewer than two clusters; with the number of them at each eps.
-      ValueError: A feature is zero or not finite.
+      RunError: Fewer than two clusters, with the number of them at each eps; or a
+        feature is zero or not finite.
     """
     graph = jaccard_graph(features, k1, k2, distances)
     by_eps: tuple[tuple[float, int], ...] = ()
@@ -194,6 +194,7 @@ def doubts(
         found["cameras"] = (
             f"Only {across:,} of {clusters.count:,} clusters have images of two or "
             "more cameras: they follow cameras rather than people; train with "
+            "--config.cluster.centre_cameras=True, or with "
             "--config.memory.camera_proxies=True."
         )
     return found

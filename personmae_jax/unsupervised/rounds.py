@@ -19,7 +19,7 @@ from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Program
 from personmae_jax.errors import RunError
-from personmae_jax.reid.features import Extractor
+from personmae_jax.reid.features import Extractor, camera_centred
 from personmae_jax.sharding import matmul_dtype
 from personmae_jax.unsupervised import clustering, memory, model
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
@@ -87,9 +87,11 @@ class PseudoLabels:
         """Returns the cluster of every image or OUTLIER, and numbers for the row.
 
         Raises:
-          RunError: There are fewer than two clusters.
+          RunError: There are fewer than two clusters, or a feature is zero.
         """
         cfg, cameras = self._cfg.cluster, self._target.cameras
+        if cfg.centre_cameras:
+            features = camera_centred(features, cameras)
         clusters = clustering.cluster(
             features,
             k1=cfg.k1,
