@@ -1,4 +1,4 @@
-"""Where pseudo labels can be right, training on them finds people, and noise does not."""
+"""Right pseudo labels find people, and those shuffled among them do not."""
 
 import json
 
@@ -67,7 +67,7 @@ def settings(path: str) -> UnsupervisedConfig:
 
 
 def train(path: str, workdir, labels: type[PseudoLabels]) -> tuple[list, list]:
-    """Returns mAP at the start and at the end, and the ARI of every round's clusters."""
+    """Returns mAP at the start and the end, and the ARI of the clusters by round."""
     cfg = settings(path)
     run(cfg, str(workdir), *open_target(cfg), labels)
     rows = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
