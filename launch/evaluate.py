@@ -48,7 +48,7 @@ _REQUEST = (
     flags.DEFINE_enum(
         "feature",
         "cls",
-        ["cls", "mean", "cls+mean", "patches", "neck"],
+        ["cls", "mean", "stripes", "cls+mean", "patches", "neck"],
         "Of the tokens; or neck: after the batch norm of a run that was adapted, whose "
         "own scores are by it, or fine-tuned.",
     ),

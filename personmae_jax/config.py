@@ -202,7 +202,8 @@ class EvalConfig:
     path: str | None = None  # of a folder of known people; None: synthetic ones
     layout: str = "market1501"  # of that folder; see reid/dataset_layouts.py
     identities: int = 100  # synthetic, 4 times in each of 2 cameras
-    feature: str = "cls"  # or "mean", "cls+mean", "patches"; see reid/features.py
+    # Or "mean", "stripes", "cls+mean", "patches"; see reid/features.py.
+    feature: str = "cls"
     # Take each camera's mean feature off first; ours. Published scores do not.
     centre_cameras: bool = False
 

@@ -42,7 +42,7 @@ CHOICES = {
     "data.source": ("tfds", "folder", "synthetic"),
     "export.weights": ("student", "teacher"),
     "eval.layout": ("market1501", "msmt17", "id_folders", "occluded_whole"),
-    "eval.feature": ("cls", "mean", "cls+mean", "patches"),
+    "eval.feature": ("cls", "mean", "stripes", "cls+mean", "patches"),
 }
 # Closed intervals of numbers, also of those in a tuple; None stands for 2**31 - 1.
 # Sizes end far above what anybody trains: a slip there would take minutes to show.

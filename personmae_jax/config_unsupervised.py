@@ -85,7 +85,8 @@ class UnsupervisedHeadConfig:
     """What stands around the encoder."""
 
     drop_path: float = 0.3  # of the last block, growing from 0; TransReID-SSL
-    feature: str = "cls"  # before the batch norm; TransReID-SSL; or "mean" of patches
+    # Before the batch norm; TransReID-SSL; or "mean" or "stripes", reid/features.py.
+    feature: str = "cls"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,7 +167,7 @@ _CHOICES = PEOPLE_CHOICES | {
         *("market1501", "msmt17", "id_folders", "occluded_whole"),
         *("images", "synthetic"),
     ),
-    "head.feature": ("cls", "mean"),
+    "head.feature": ("cls", "mean", "stripes"),
 }
 _RANGES = PEOPLE_RANGES | {
     "cluster.k1": (2, 1000),

@@ -174,11 +174,11 @@ def _check_layout(layout: str, cfg: Settings) -> None:
             f"--layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}"
         )
     # Before torch, which nobody should install to be refused then.
-    is_mean = isinstance(cfg, UnsupervisedConfig) and cfg.head.feature == "mean"
-    if is_mean and LAYOUTS[layout].read_head is not None:
+    feature = cfg.head.feature if isinstance(cfg, UnsupervisedConfig) else "cls"
+    if feature != "cls" and LAYOUTS[layout].read_head is not None:
         raise ConfigError(
             f"--layout={layout} has a batch norm after the cls token, but this run was "
-            "trained with config.head.feature=mean; take --layout=mae"
+            f"trained with config.head.feature={feature}; take --layout=mae"
         )
     if LAYOUTS[layout].needs_torch and not _has_torch():
         raise ConfigError(

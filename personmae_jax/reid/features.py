@@ -29,7 +29,9 @@ Change = Callable[[UInt8[np.ndarray, "height width 3"], int], None]
 
 Numbers = Sequence[int] | Int[np.ndarray, " _n"]
 
-FEATURES = ("cls", "mean", "cls+mean", "patches")
+FEATURES = ("cls", "mean", "stripes", "cls+mean", "patches")
+
+_NUM_STRIPES = 8  # PCB has six; a grid of 16 rows, the field's, splits into eight
 
 
 def make_encode(
@@ -57,7 +59,8 @@ def make_encode(
     def encode(params: PyTree, images: Array, cameras: Array) -> Array:
         del cameras  # an encoder that was not told of them
         tokens = encode_tokens(encoder, data, params, images, dtype=dtype)
-        parts = [unit(pool(tokens, part)) for part in feature.split("+")]
+        grid = grid_of(encoder, data)
+        parts = [unit(pool(tokens, part, grid)) for part in feature.split("+")]
         return jnp.concatenate(parts, axis=-1)
 
     return encode
@@ -71,20 +74,52 @@ def encode_tokens(
     **how: Any,
 ) -> Float[Array, "b t d"]:
     """Float32 tokens after the final norm, cls first; `how`: of `personmae.encode`."""
-    patch = encoder.patch_size
-    patches = pixels.normalised_patches(images, patch, data.mean, data.std)
-    grid = data.height // patch, data.width // patch
+    patches = pixels.normalised_patches(images, encoder.patch_size, data.mean, data.std)
+    grid = grid_of(encoder, data)
     tokens = personmae.encode(encoder, grid, params, patches, **how).tokens
     return tokens.astype(jnp.float32)
 
 
-def pool(tokens: Float[Array, "b t d"], feature: str) -> Float[Array, "b _d"]:
-    """The cls token, the mean of the patches', or all patches end to end."""
+def grid_of(encoder: EncoderConfig, data: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return data.height // encoder.patch_size, data.width // encoder.patch_size
+
+
+def pool(
+    tokens: Float[Array, "b t d"], feature: str, grid: tuple[int, int]
+) -> Float[Array, "b _d"]:
+    """One feature of an image's tokens.
+
+    Args:
+      tokens: After the final norm, cls first, then the patches in raster order.
+      feature: "cls", the "mean" of the patches, all "patches" end to end, or
+        "stripes": the means of eight horizontal stripes, end to end, each over the
+        middle half of the columns.
+      grid: Rows and columns of patches.
+
+    Source of the stripes: PCB (arXiv 1711.09349). The middle half is ours: a crop
+    shows its person there, and the background on both sides says where, not who.
+    """
     if feature == "cls":
         return tokens[:, 0]
     if feature == "mean":
         return jnp.mean(tokens[:, 1:], axis=1)
-    return tokens[:, 1:].reshape(len(tokens), -1)
+    if feature == "patches":
+        return tokens[:, 1:].reshape(len(tokens), -1)
+    rows, columns = grid
+    patches = tokens[:, 1:].reshape(len(tokens), rows, columns, -1)
+    middle = patches[:, :, columns // 4 : columns - columns // 4]
+    stripes = jnp.array_split(middle, _num_stripes(grid), axis=1)
+    return jnp.concatenate([jnp.mean(x, axis=(1, 2)) for x in stripes], axis=-1)
+
+
+def feature_width(feature: str, grid: tuple[int, int], width: int) -> int:
+    """Length of `pool`'s "cls", "mean" or "stripes" of tokens of `width` channels."""
+    return width * (_num_stripes(grid) if feature == "stripes" else 1)
+
+
+def _num_stripes(grid: tuple[int, int]) -> int:
+    return min(_NUM_STRIPES, grid[0])
 
 
 def with_mirror_image(encode: Encode) -> Encode:

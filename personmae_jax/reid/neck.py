@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 
 from personmae_jax.config import EncoderConfig, ImageConfig
 from personmae_jax.models.batch_norm import normalise
-from personmae_jax.reid.features import Encode, encode_tokens, pool
+from personmae_jax.reid.features import Encode, encode_tokens, grid_of, pool
 
 
 def make_encode(
@@ -17,14 +17,15 @@ def make_encode(
 
     Its `params` are a dict of a network's `params`, `encoder` and `bottleneck`, and of
     the running `statistics`; it does not look at the cameras. `token`
-    is what the batch norm takes: "cls", or the "mean" of the patches'.
+    is what the batch norm takes: "cls", "mean" or "stripes" of `features.pool`.
     """
 
     def encode(state: PyTree, images: Array, cameras: Array) -> Array:
         del cameras
         params: Any = state["params"]
         tokens = encode_tokens(encoder, data, params["encoder"], images, dtype=dtype)
+        feature = pool(tokens, token, grid_of(encoder, data))
         scale = params["bottleneck"]["scale"]
-        return normalise(pool(tokens, token), scale, state["statistics"])
+        return normalise(feature, scale, state["statistics"])
 
     return encode

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.models import personmae
 from personmae_jax.reid import neck
-from personmae_jax.reid.features import Encode, encode_tokens, pool
+from personmae_jax.reid.features import Encode, encode_tokens, feature_width, pool
 
 
 def init_params(
@@ -32,8 +32,13 @@ def init_params(
     return {
         # Copied, because a train step takes the state's memory over.
         "encoder": jax.tree.map(jnp.copy, encoder),
-        "bottleneck": {"scale": jnp.ones(cfg.encoder.width)},
+        "bottleneck": {"scale": jnp.ones(width(cfg))},
     }
+
+
+def width(cfg: UnsupervisedConfig) -> int:
+    """Length of the feature, that of a vector of the memory, too."""
+    return feature_width(cfg.head.feature, cfg.grid, cfg.encoder.width)
 
 
 def encode(
@@ -51,7 +56,7 @@ def encode(
         dtype=dtype,
         remat=cfg.train.remat,
     )
-    return pool(tokens, cfg.head.feature)
+    return pool(tokens, cfg.head.feature, cfg.grid)
 
 
 def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:

@@ -43,9 +43,9 @@ def build(
         return UnsupervisedState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            statistics=batch_norm.init_statistics(cfg.encoder.width),
+            statistics=batch_norm.init_statistics(model.width(cfg)),
             opt_state=tx.init(params),
-            memory=init_memory(num_images, cfg.encoder.width),
+            memory=init_memory(num_images, model.width(cfg)),
             labels=jnp.full(num_images, OUTLIER, jnp.int32),
         )
 

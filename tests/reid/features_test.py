@@ -75,6 +75,10 @@ def test_features_are_those_of_load_encoder(tmp_path, cfg, params):
     tokens = np.asarray(apply(loaded, pixels))
     cls, mean = unit(tokens[:, 0]), unit(tokens[:, 1:].mean(axis=1))
     expected = {"cls": cls, "mean": mean, "cls+mean": np.concatenate([cls, mean], 1)}
+    rows = tokens[:, 1:].reshape(3, *cfg.grid, -1)
+    columns = cfg.grid[1]
+    middle = rows[:, :, columns // 4 : columns - columns // 4].mean(axis=2)
+    expected["stripes"] = unit(middle.reshape(3, -1))  # a stripe is one row here
     for feature, values in expected.items():
         got = extract(cfg, params, records, [0, 1, 2], feature=feature)
         np.testing.assert_allclose(got, values, **CLOSE)

@@ -40,9 +40,9 @@ def finetuned(people: str, workdir: str) -> None:
 
 
 def adapted(people: str, workdir: str) -> None:
-    """With a batch norm after the mean of the patches' tokens."""
+    """With a batch norm after the means of stripes, which are longer than a token."""
     cfg = market(pathlib.Path(people))
-    cfg.head.feature, cfg.train.rounds = "mean", 1
+    cfg.head.feature, cfg.train.rounds = "stripes", 1
     assert unsupervised.run(cfg, workdir, *open_target(cfg)) == loop.FINISHED
 
 
@@ -75,7 +75,10 @@ def after_batch_norm(workdir: str, train, files: list[pathlib.Path]) -> np.ndarr
     """By the formula of torch.nn.BatchNorm1d, from the encoder alone."""
     params, apply = personmae_jax.load_encoder(workdir)
     tokens = np.asarray(apply(params, personmae_jax.load_images(files, 32, 16)))
-    before = tokens[:, 0] if train is finetuned else tokens[:, 1:].mean(axis=1)
+    before = tokens[:, 0]
+    if train is adapted:  # 4 x 2 patches; the middle half of two columns is both
+        before = tokens[:, 1:].reshape(-1, 4, 2, tokens.shape[-1]).mean(axis=2)
+        before = before.reshape(len(before), -1)
     head = restore_head(workdir)
     centred = before - head["statistics"]["mean"]
     scale = head["params"]["bottleneck"]["scale"]

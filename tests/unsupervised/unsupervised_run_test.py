@@ -280,9 +280,14 @@ def test_a_file_whose_batch_norm_says_something_else_is_not_written(
     assert not (tmp_path / "file.pth").exists()
 
 
-def test_a_batch_norm_after_another_token_is_not_exported_as_that_of_cls(tmp_path):
+@pytest.mark.parametrize("feature", ["mean", "stripes"])
+def test_a_batch_norm_after_another_feature_is_not_exported_as_that_of_cls(
+    tmp_path, feature
+):
     cfg = settings()
-    cfg.head.feature = "mean"
+    cfg.head.feature = feature
     (tmp_path / "config.json").write_text(config_to_json(cfg))
-    with pytest.raises(ConfigError, match="trained with config.head.feature=mean"):
+    with pytest.raises(
+        ConfigError, match=f"trained with config.head.feature={feature}"
+    ):
         export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
