@@ -7,6 +7,20 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.unsupervised.data import Unlabelled, open_target
 
+# Of the command: one block on 144 images in 6 cameras, 3 rounds of 4 steps.
+SMALL = (
+    "--config=configs/usl_quickstart.py",
+    *("--config.encoder.width=32", "--config.encoder.depth=1"),
+    *("--config.encoder.num_heads=2", "--config.encoder.patch_size=16"),
+    *("--config.data.height=64", "--config.data.width=32"),
+    *("--config.data.synthetic.identities=16", "--config.data.synthetic_train=12"),
+    *("--config.cluster.k1=8", "--config.cluster.k2=3"),
+    "--config.cluster.min_samples=2",
+    *("--config.sampling.clusters=4", "--config.sampling.images=4"),
+    *("--config.train.rounds=3", "--config.train.steps_per_round=4"),
+    *("--config.eval.every_rounds=2", "--config.log.every_steps=1"),
+)
+
 
 def tiny_unsupervised() -> UnsupervisedConfig:
     """Two blocks of width 16 on 32 x 16 pixels; 4 x 4 images, 3 rounds of 4 steps."""

@@ -7,19 +7,7 @@ import sys
 import pytest
 from hosts import GLOO, assert_all_end, start_hosts, with_devices
 from launching import rows, wait_for_step
-
-SMALL = (
-    "--config=configs/usl_quickstart.py",
-    *("--config.encoder.width=32", "--config.encoder.depth=1"),
-    *("--config.encoder.num_heads=2", "--config.encoder.patch_size=16"),
-    *("--config.data.height=64", "--config.data.width=32"),
-    *("--config.data.synthetic.identities=16", "--config.data.synthetic_train=12"),
-    *("--config.cluster.k1=8", "--config.cluster.k2=3"),
-    "--config.cluster.min_samples=2",
-    *("--config.sampling.clusters=4", "--config.sampling.images=4"),
-    *("--config.train.rounds=3", "--config.train.steps_per_round=4"),
-    *("--config.eval.every_rounds=2", "--config.log.every_steps=1"),
-)
+from unlabelled import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Promises about who stands in a batch of a round."""
 
 import collections
+import contextlib
 
 import numpy as np
 import pytest
@@ -91,10 +92,10 @@ def test_seed_round_and_step_and_nothing_else_decide():
         assert not np.array_equal(first, [sampler(**change).batch(s) for s in steps])
 
 
-def batches(**where) -> ClusterBatches:
+def batches(cfg=None, **where) -> ClusterBatches:
     labels = tiny_labels()
     return ClusterBatches(
-        tiny_target(), tiny_unsupervised(), labels, labels * 10, 2, **where
+        tiny_target(), cfg or tiny_unsupervised(), labels, labels * 10, 2, **where
     )
 
 
@@ -107,6 +108,17 @@ def test_hosts_share_the_rows_of_the_same_global_batch(num_hosts):
         assert {*part} == {"image", "label"}
         for name, rows in part.items():
             np.testing.assert_array_equal(rows, whole[name][host::num_hosts])
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_batches_of_this_one():
+    cfg = tiny_unsupervised()
+    cfg.data.num_workers = 2
+    with contextlib.closing(batches(cfg).iterate(9, 12)) as stream:
+        for step in range(9, 12):
+            batch = next(stream)
+            for name, rows in batches()[step].items():
+                np.testing.assert_array_equal(batch[name], rows)
 
 
 def test_a_stream_begins_at_any_step_of_the_round():

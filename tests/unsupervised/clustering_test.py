@@ -136,6 +136,17 @@ def test_the_graph_is_symmetric_to_the_bit_and_holds_its_zeros(kind):
     assert np.count_nonzero(rows == graph.indices) == graph.shape[0]  # the diagonal
 
 
+@pytest.mark.parametrize("eps", [0.6, None])
+def test_people_who_are_easily_told_apart_are_found(eps):
+    people = np.repeat(np.arange(60), 16)
+    features = np.random.default_rng(1).standard_normal((60, 64))[people]
+    features += 0.5 * np.random.default_rng(2).standard_normal(features.shape)
+    order = np.random.default_rng(3).permutation(len(people))
+    found = cluster(features[order].astype(np.float32), k1=20, k2=6, eps=eps)
+    assert found.count == 60
+    assert adjusted_rand_score(people[order], found.labels) >= 0.99
+
+
 def test_permuted_images_get_permuted_labels():
     features = _people(6)
     order = np.random.default_rng(0).permutation(len(features))

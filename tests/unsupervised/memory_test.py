@@ -73,14 +73,21 @@ def test_proxies_are_told_apart_within_a_camera_and_pulled_together_across():
         num_negatives=1,
     )
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
-    gradient = jax.grad(
-        lambda f: proxy_loss(
-            *(similarities(f, memory, 0.05), jnp.asarray(labels), memory),
+
+    def loss(features, vectors):
+        bank = memory._replace(vectors=vectors)
+        return proxy_loss(
+            *(similarities(features, bank, 0.05), jnp.asarray(labels), bank),
             cross_camera_weight=0.5,
             num_negatives=50,
         )
-    )(jnp.asarray(features))
+
+    gradient, of_memory = jax.grad(loss, argnums=(0, 1))(
+        jnp.asarray(features), jnp.asarray(vectors)
+    )
     assert np.isfinite(gradient).all()
+    assert np.asarray(gradient).any()
+    assert not np.asarray(of_memory).any()
 
 
 def test_a_centroid_is_the_mean_direction_of_its_images():

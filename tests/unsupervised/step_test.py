@@ -3,22 +3,27 @@
 import jax
 import numpy as np
 import pytest
-from unlabelled import tiny_unsupervised
+from sklearn.metrics import adjusted_rand_score
+from unlabelled import tiny_target, tiny_unsupervised
 
 from personmae_jax import sharding
 from personmae_jax.config import MeshConfig
 from personmae_jax.unsupervised import memory
+from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.program import build
+from personmae_jax.unsupervised.rounds import PseudoLabels
 
 N = 32  # images of the target
 
 
-def make(num_devices: int = 1, fsdp: int = 1, *, proxies: bool = False):
+def make(
+    num_devices: int = 1, fsdp: int = 1, *, proxies: bool = False, num_images: int = N
+):
     cfg = tiny_unsupervised()
     cfg.memory.camera_proxies = proxies
     cfg.memory.num_negatives = 2
     mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:num_devices])
-    return build(cfg, mesh, num_images=N)
+    return build(cfg, mesh, num_images=num_images)
 
 
 def begin(program):
@@ -62,6 +67,22 @@ def test_eight_devices_do_what_one_does(fsdp, proxies):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
         *((state.params, state.memory), (other.params, other.memory)),
     )
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_eight_devices_find_the_clusters_of_one(fsdp):
+    target, found = tiny_target(), []
+    for program in (
+        make(1, num_images=len(target)),
+        make(8, fsdp, num_images=len(target)),
+    ):
+        rounds = PseudoLabels(program.cfg, program, target)
+        state, _, _ = rounds.open(1, program.init_state())
+        found.append(np.asarray(jax.device_get(state.labels)))
+    one, other = found
+    assert one.max() >= 4  # clusters
+    assert adjusted_rand_score(one, other) >= 0.99
+    np.testing.assert_array_equal(one == OUTLIER, other == OUTLIER)
 
 
 def test_the_rows_of_the_batch_move_and_no_other_and_all_keep_their_length():

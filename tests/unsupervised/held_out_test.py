@@ -1,0 +1,113 @@
+"""Promises about people who are held out: they are scored by, and by nothing else."""
+
+import dataclasses
+import json
+import pathlib
+
+import exported
+import jax
+import pytest
+from launching import rows
+from unlabelled import market
+
+from personmae_jax import sharding
+from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine import loop
+from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.reid import evaluation, init
+from personmae_jax.reid.datasets import ListedRecords
+from personmae_jax.reid.evaluation_inputs import Request
+from personmae_jax.unsupervised.data import open_target
+from personmae_jax.unsupervised.run import run
+
+
+def settings(people: pathlib.Path) -> UnsupervisedConfig:
+    """Two rounds, each of which is scored, on 36 of 54 images that it writes."""
+    cfg = market(people)
+    cfg.train.rounds, cfg.train.steps_per_round = 2, 2
+    cfg.eval.every_rounds = cfg.log.every_steps = 1
+    return cfg
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_device_that_nobody_takes_away():
+    make, one = sharding.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda cfg=None: make(cfg, one))
+        patch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
+        yield
+
+
+def train(cfg: UnsupervisedConfig, workdir: pathlib.Path) -> None:
+    assert run(cfg, str(workdir), *open_target(cfg)) == loop.FINISHED
+
+
+def scores(workdir: pathlib.Path) -> list[float]:
+    return [r["retrieval_mAP"] for r in rows(workdir) if "retrieval_mAP" in r]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run whose every round is scored."""
+    folder = tmp_path_factory.mktemp("scored")
+    train(settings(folder / "people"), folder / "run")
+    return folder / "run"
+
+
+def test_people_to_query_are_neither_clustered_nor_trained_on(
+    tmp_path, scored, monkeypatch
+):
+    """A run that cannot read them learns the same as one that is scored by them."""
+    cfg = settings(tmp_path / "people")
+    cfg.eval.every_rounds = 0
+    read = ListedRecords.read
+
+    def read_training_images(records, index):
+        assert records.name(index).startswith("bounding_box_train/")
+        return read(records, index)
+
+    monkeypatch.setattr(ListedRecords, "read", read_training_images)
+    train(cfg, tmp_path / "run")
+    assert not scores(tmp_path / "run")
+    assert len(scores(scored)) == 3
+    found = [
+        rows(workdir)[-1]["params_sha256"] for workdir in (scored, tmp_path / "run")
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_last_step_is_kept_whatever_the_queries_say(tmp_path, scored):
+    cfg = settings(tmp_path / "people")
+    for file in sorted((tmp_path / "people/query").iterdir()):  # of people 6, 7 and 8
+        who = 6 + (int(file.name[:4]) - 5) % 3
+        file.rename(file.with_name(f"{who:04}_c1_9.jpg"))
+    train(cfg, tmp_path / "run")
+    assert scores(tmp_path / "run") != scores(scored)
+    for workdir in (tmp_path / "run", scored):
+        assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
+        assert json.loads((workdir / "retrieval.json").read_text())["step"] == 4
+    found = [
+        rows(workdir)[-1]["params_sha256"] for workdir in (scored, tmp_path / "run")
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_first_score_is_that_of_evaluate_for_the_run_it_starts_from(tmp_path):
+    source, people = tmp_path / "source", tmp_path / "people"
+    config = exported.small_config()
+    params = exported.trained_like(config.encoder)
+    exported.make_run(source, config, {3: (params, params)})
+    cfg = settings(people)
+    cfg.init.workdir, cfg.train.rounds = str(source), 1
+    init.settle(cfg, str(tmp_path / "run"))
+    train(cfg, tmp_path / "run")
+    request = Request(
+        workdir=str(source), dataset="market1501", data=str(people), feature="cls"
+    )
+    found, first = (
+        dataclasses.asdict(evaluation.evaluate(request)),
+        rows(tmp_path / "run")[0],
+    )
+    assert first["step"] == 0
+    for name in ("mAP", "rank1", "rank5", "rank10", "mINP"):
+        assert first[f"retrieval_{name}"] == pytest.approx(found[name], rel=1e-6)
