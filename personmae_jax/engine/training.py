@@ -109,7 +109,7 @@ class Streams(Iterator[Batch]):
         self._rounds: Rounds | None = None
         self._closing = contextlib.ExitStack()
         if isinstance(training.batches, HostBatches):
-            self._open(training.batches, start)
+            self._open(training.batches, start, self._num_steps)
         else:
             self._rounds = training.batches
 
@@ -132,10 +132,13 @@ class Streams(Iterator[Batch]):
         with rows.paused():  # what was seen finite makes the labels
             state, batches, numbers = self._rounds.open(step, state)
         rows.add_to_next(numbers)
-        self._open(batches, step - 1)
+        # What is made ahead ends with the round: the next one makes it anew.
+        following = range(step + 1, self._num_steps + 1)
+        ends = (later - 1 for later in following if self._rounds.begins(later))
+        self._open(batches, step - 1, next(ends, self._num_steps))
         return state
 
-    def _open(self, batches: HostBatches, start: int) -> None:
+    def _open(self, batches: HostBatches, start: int, stop: int) -> None:
         self._stream = self._closing.enter_context(
-            contextlib.closing(batches.iterate(start, self._num_steps))
+            contextlib.closing(batches.iterate(start, stop))
         )

@@ -25,6 +25,7 @@ from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
 from personmae_jax.unsupervised.run import run
+from personmae_jax.unsupervised.sampling import ClusterBatches
 
 CLOCK = {"images_per_second", "data_seconds", "cluster_seconds"}
 
@@ -63,8 +64,8 @@ def state_of(cfg: UnsupervisedConfig, workdir, step: int):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run of three rounds, and how often its step was traced."""
-    workdir, traced = tmp_path_factory.mktemp("whole") / "run", []
+    """An uninterrupted run of three rounds, its traces, the steps of its batches."""
+    workdir, traced, made = tmp_path_factory.mktemp("whole") / "run", [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
         similarities = memory.similarities
@@ -73,8 +74,14 @@ def whole(tmp_path_factory):
             "similarities",
             lambda *given: traced.append(1) or similarities(*given),
         )
+        choose = ClusterBatches.choose
+        patch.setattr(
+            ClusterBatches,
+            "choose",
+            lambda self, step: made.append(step) or choose(self, step),
+        )
         assert train(settings(), workdir) == loop.FINISHED
-    return workdir, len(traced)
+    return workdir, len(traced), made
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
@@ -91,9 +98,13 @@ def test_a_run_resumed_in_or_between_rounds_is_the_uninterrupted_one_to_the_bit(
 
 
 def test_one_trace_does_for_rounds_of_different_numbers_of_clusters(whole):
-    workdir, traced = whole
+    workdir, traced, _ = whole
     assert len({row["clusters"] for row in rows(workdir) if "clusters" in row}) > 1
     assert traced == 1
+
+
+def test_no_batch_is_made_twice_or_for_nothing(whole):
+    assert sorted(whole[2]) == list(range(12))
 
 
 def test_every_round_is_told_and_the_start_and_the_end_are_scored(whole):
