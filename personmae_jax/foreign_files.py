@@ -6,6 +6,7 @@ whose `strerror` ends a sentence: "{path} cannot be read: {error.strerror}".
 """
 
 import codecs
+import collections
 import errno
 import io
 import json
@@ -82,9 +83,27 @@ def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
 
     Raises:
       OSError: As of `read_file`.
-      ValueError: It is no JSON, or nested too deeply.
+      ValueError: As of `parse_json`.
+    """
+    return parse_json(read_file(path, limit))
+
+
+def parse_json(data: bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+      ValueError: It is no JSON, nested too deeply, or gives a name twice, of which
+        readers take whichever they like.
     """
     try:
-        return json.loads(read_file(path, limit))
+        return json.loads(data, object_pairs_hook=_no_name_twice)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it names {twice[:100]!r} more than once")
+    return found

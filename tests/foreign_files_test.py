@@ -31,11 +31,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
         assert foreign_files.read_lines(path) == names
 
 
-def test_json_of_any_depth_and_encoding_is_read_or_a_value_error(tmp_path):
+def test_json_of_any_depth_encoding_or_name_is_read_or_a_value_error(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes('{"a": "\u00fc"}'.encode("utf-8-sig"))
     assert foreign_files.read_json(path) == {"a": "\u00fc"}
-    for content in (b"[" * 200_000, b"9" * 5000, b"\xff\xfe\x00", b""):
+    for content in (
+        *(b"[" * 200_000, b"9" * 5000, b"\xff\xfe\x00", b""),
+        *(b'{"a": 1, "a": 1}', b'[{"b": {"a": 1, "\\u0061": 2}}]'),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"."):
             foreign_files.read_json(path)

@@ -111,6 +111,8 @@ def _damaged(file: Path, reason: str) -> ConfigError:
 def _open_safetensors(file: Path) -> Opened:
     try:
         opened = safe_open(file, framework="numpy")
+        with foreign_files.open_file(file) as f:  # safetensors takes the last of twins
+            foreign_files.parse_json(f.read(int.from_bytes(f.read(8), "little")))
         tree = {}
         for name in opened.keys():  # it is no dict
             part = opened.get_slice(name)

@@ -121,6 +121,14 @@ def test_a_safetensors_header_that_claims_more_than_there_is_is_refused(tmp_path
     assert "damaged, cut short" in refusal(path)
 
 
+def test_a_safetensors_header_that_names_a_tensor_twice_is_refused(tmp_path):
+    path = tmp_path / "f.safetensors"
+    first = b'"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}'
+    header = b"{%b,%b}" % (first, first.replace(b"[1,2]", b"[2,1]"))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "(it names 'w' more than once); it is damaged" in refusal(path)
+
+
 @pytest.mark.parametrize(
     "data", [b"<html>Quota exceeded</html>", b"version https://git-lfs", b"\x93NUMPY"]
 )
