@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from personmae_jax.config import Config
 from personmae_jax.config_values import check_types, field_paths, nearest_field
 from personmae_jax.engine import signals
-from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.errors import ConfigError, RunError, first_line, quoted
 
 Settings = TypeVar("Settings")
 
@@ -57,8 +57,9 @@ def define_config(
         for path in (p for p, _ in field_paths(kind()) if f"config.{p}" in flags.FLAGS):
             *sections, name = path.split(".")
             section = functools.reduce(getattr, sections, flag.value)
-            if getattr(section, name) == (None,):  # for a tuple, =None is read so
-                setattr(section, name, None)
+            value = getattr(section, name)
+            if type(value) is tuple and len(value) == 1 and value[0] is None:
+                setattr(section, name, None)  # =None for a tuple is read so
         check_types(flag.value)
         return flag.value
 
@@ -75,7 +76,7 @@ def _load(parse: Callable[[str], Any], kind: type, argument: str) -> Any:
         found = e.__context__ or e  # else a traceback of theirs
     found = getattr(found, "_error", found)  # where ml_collections keeps an OSError
     if isinstance(found, BaseException):
-        what = f"{type(found).__name__}: {' '.join(str(found).split())[:300]}"
+        what = f"{type(found).__name__}: {quoted(found, 300)}"
         raise ConfigError(f"it cannot be used: {what}") from found
     if not isinstance(found, kind):
         what = f"{type(found).__name__}; it must return {kind.__module__}"

@@ -8,7 +8,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from personmae_jax.errors import ConfigError
+import numpy as np
+
+from personmae_jax.errors import ConfigError, quoted
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _LARGEST = 2**31 - 1  # what jax's int32 holds
@@ -42,7 +44,7 @@ def range_problems(
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(low <= x <= high for x in numbers):  # also catches nan
                 rule = f"it must be in {low} .. {high}"
-                yield f"config.{path}={value} is out of range: {rule}"
+                yield f"config.{path}={quoted(value)} is out of range: {rule}"
 
 
 def check_types(cfg: object) -> None:
@@ -60,7 +62,7 @@ def _type_problems(cfg: object, prefix: str = "config.") -> Iterator[str]:
             yield from _type_problems(value, path + ".")
         elif not _is_of(kind, value):
             wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-            shown = f"{type(value).__name__} {value!r}"[:100]
+            shown = f"{type(value).__name__} {quoted(value)}"
             yield f"{path} must be of type {wanted}, but is {shown}"
         elif isinstance(value, str) and _NO_PATH.search(value):
             yield f"{path}={value[:100]!r} holds what no name of a file can hold"
@@ -70,13 +72,12 @@ def _is_of(kind: Any, value: object) -> bool:
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return any(_is_of(one, value) for one in arguments)
-    if typing.get_origin(kind) is tuple and isinstance(value, tuple):
+    if typing.get_origin(kind) is tuple and type(value) is tuple:
         kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         pairs = zip(kinds, value, strict=False)
         return len(kinds) == len(value) and all(_is_of(*pair) for pair in pairs)
-    if kind is float and isinstance(value, float):
-        return True  # numpy's float64 is one, and JSON knows it
-    return type(value) in ((int, float) if kind is float else (kind,))
+    # JSON knows numpy's float64; what else inherits from float may do anything.
+    return type(value) in ((int, float, np.float64) if kind is float else (kind,))
 
 
 def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:

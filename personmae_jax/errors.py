@@ -1,5 +1,6 @@
 """The two ways a run ends badly, each with its exit code; and `Closing`, a base."""
 
+import contextlib
 from typing import TypeVar
 
 from absl import logging
@@ -23,7 +24,18 @@ class RunError(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """What a one-line message quotes of an exception of somebody else's code."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    with contextlib.suppress(Exception):  # theirs may have no text at all
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__
+
+
+def quoted(value: object, length: int = 100) -> str:
+    """The begin of a stranger's value on one line; of an error, its message."""
+    try:
+        text = str(value) if isinstance(value, BaseException) else repr(value)
+        return " ".join(text.split())[:length]
+    except BaseException as e:  # its own code, which may do anything
+        return f"of a text that raises {type(e).__name__}"
 
 
 class Closing:

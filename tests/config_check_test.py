@@ -137,6 +137,37 @@ def test_a_path_that_no_file_can_have_is_refused(path):
     check(synthetic_at("\udcff"))  # how Python reads a name that is not UTF-8
 
 
+class Evil(float):
+    """What a stranger's config file may hold: all that it does raises."""
+
+    def __repr__(self):
+        raise SystemExit(0)
+
+    __str__ = __format__ = __eq__ = __lt__ = __le__ = __repr__
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "kind"),
+    [
+        ("train.batch_size", Evil(), "Evil of a text that raises SystemExit"),
+        ("optim.base_lr", Evil(), "Evil of a text that raises SystemExit"),
+        ("data.mean", (Evil(),) * 3, "tuple of a text that raises SystemExit"),
+        ("data.path", 10**5000, "int of a text that raises ValueError"),
+        ("masks.kind", np.zeros((2, 2)), r"ndarray array\(.*"),
+    ],
+    ids=["number", "float", "tuple", "long", "lines"],  # pytest's own would be theirs
+)
+def test_a_value_that_has_no_text_is_refused_in_a_sentence(path, value, kind):
+    text = problems(**{path.replace(".", "__"): value})
+    assert re.fullmatch(rf"config.{path} must be of type .*, but is {kind}", text), text
+
+
+def test_a_number_too_long_to_be_written_is_refused_in_a_sentence():
+    text = problems(train__steps=10**5000)
+    assert text.startswith("config.train.steps=of a text that raises ValueError is out")
+
+
 def test_a_setting_that_a_config_file_deleted_is_refused():
     cfg = synthetic()
     del cfg.encoder.width

@@ -149,6 +149,10 @@ def test_links_that_go_round_are_no_traceback(tmp_path):
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("open('/no/such')", "OSError: .*No such file or directory: ./no/such"),
         ("def get_config():\n  raise ValueError('a\\nb')", "ValueError: a b$"),
+        (
+            "class E(Exception):\n  def __str__(self): raise E\nraise E",
+            "E: of a text that raises E$",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -185,6 +189,23 @@ def test_a_config_file_may_return_anything_and_is_refused(tmp_path):
     code, said = say(f"--config={tmp_path}/x.py", None, SET)
     assert (code, len(said.splitlines())) == (2, 1)
     assert "get_config() returned NoneType; it must return" in said
+
+
+def test_a_value_of_a_config_file_that_raises_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "x.py").write_text(
+        "from configs import vits\n"
+        "class Evil:\n"
+        "  def __repr__(self): raise SystemExit(0)\n"
+        "  __str__ = __eq__ = __getattr__ = __repr__\n"
+        "def get_config():\n"
+        "  cfg = vits.get_config()\n"
+        "  cfg.data.mean = Evil()\n"
+        "  return cfg\n"
+    )
+    alone = SET.replace('"--config=configs/vits.py", "--config.data.path=x", ', "")
+    code, said = say(f"--config={tmp_path}/x.py", None, alone)
+    assert (code, len(said.splitlines())) == (2, 1), said
+    assert "config.data.mean must be of type" in said
 
 
 def test_a_sentence_is_short_whatever_it_quotes():
