@@ -1,7 +1,8 @@
 """Flags and exit codes, the same for every launcher.
 
-0 finished; 1 a failure, one line; 2 wrong arguments or configuration, before any work
-was done; 75 interrupted and saved, start again.
+0 finished; 1 a failure, one line, as is standard output that could not be written,
+after the work; 2 wrong arguments or configuration, before any work was done; 75
+interrupted and saved, start again.
 """
 
 import atexit
@@ -178,7 +179,7 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
                 )
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1
-        sys.exit(0)
+        sys.exit(_code_if_told(0, 2))
     except (ConfigError, flags.Error) as e:
         _leave(2, e)
     except Exception as e:  # what a stranger's config file returns may raise anything
@@ -263,10 +264,15 @@ def _guarded(main: Callable[[], int | None]) -> int:
             f"device, or jax has no plugin for it ({first_line(e)}); unset it, or "
             "pip install -r requirements-cuda.txt or requirements-tpu.txt",
         )
+    return _code_if_told(code, 1)
+
+
+def _code_if_told(code: int, otherwise: int) -> int:
+    """`code`, or instead of 0 `otherwise` if standard output was lost, and says so."""
     if error := output.lost():
-        # Of --json the output is the result.
-        code = code or int("json" in flags.FLAGS and bool(flags.FLAGS["json"].value))
-        print(f"standard output was not written: {error.strerror}", file=sys.stderr)
+        what = f"standard output was not written: {error.strerror}"
+        print(what, file=sys.stderr, flush=True)
+        return code or otherwise
     return code
 
 

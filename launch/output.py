@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import select
 import sys
 
 from absl import logging
@@ -29,11 +30,14 @@ class _Raw(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data) -> int:
-        try:
-            return os.write(self._descriptor, data)
-        except OSError as e:
-            self.error = e
-            return len(data)
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # as some terminals and runners leave a pipe
+                select.select([], [self._descriptor], [])
+            except OSError as e:
+                self.error = e
+                return len(data)
 
 
 class _Stream(io.TextIOWrapper):
@@ -55,7 +59,7 @@ def guard() -> None:
         try:
             os.fstat(descriptor)
         except OSError:  # closed: the next file opened would be taken for it
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY)  # what is written is known to be lost
         if descriptor:
             old = getattr(sys, name)
             options = {

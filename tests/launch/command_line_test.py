@@ -91,11 +91,61 @@ def say(name: str, stdout, code: str = SAY) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_full_standard_output_ends_no_run():
-    with open("/dev/full", "w") as full:
-        code, said = say("run", full)
-    assert code == 0
-    assert said == "standard output was not written: No space left on device\n"
+LOST = {
+    ">/dev/full": "No space left on device",
+    ">&-": "Bad file descriptor",
+    "": "Broken pipe",
+}
+LAUNCHERS = [p for p in (ROOT / "launch").glob("*.py") if "__main__" in p.read_text()]
+
+
+def lose(how: str, *command) -> tuple[int, str]:
+    """Exit code and standard error of a command whose output goes nowhere."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {how}', "sh", sys.executable, *command],
+            cwd=ROOT,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_output_that_is_lost_is_told_after_the_work(how, tmp_path):
+    work = f"print('more'); open({str(tmp_path / 'result')!r}, 'w')\n\ncommand_line"
+    told = f"standard output was not written: {LOST[how]}\n"
+    assert lose(how, "-c", SAY.replace("\ncommand_line", f"    {work}")) == (1, told)
+    assert (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
+def test_output_that_is_lost_is_told_by_every_launcher(launcher):
+    told = f"standard output was not written: {LOST['']}\n"
+    assert lose("", launcher, "--help") == (2, told)
+
+
+@pytest.mark.parametrize("how", [how.replace(">", "2>") for how in LOST])
+def test_errors_that_nobody_reads_change_no_exit_code(how):
+    fail = SAY.replace('"fail"', '"-c"')
+    assert lose(f"{how or '2>&1'}", "-c", fail) == (2, "")
+
+
+def test_a_pipe_that_is_full_for_a_while_loses_nothing():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = SAY.replace("print(", "print('x' * 300_000 + ")
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=writer) as process:
+        os.close(writer)
+        with open(reader, "rb") as read:
+            assert len(read.read()) > 300_000
+    assert process.returncode == 0
 
 
 def test_standard_output_holds_no_escape_sequences_but_of_the_bar(tmp_path):
