@@ -18,7 +18,7 @@ from personmae_jax.engine.workdir import read_settings
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
 
-IN_ROUND = 100  # steps
+IN_ROUND = 200  # steps
 CLOCK = ("images_per_second", "data_seconds", "cluster_seconds")
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_run_stopped_by_a_signal_in_mid_round_goes_on_to_the_bit(tmp_path, env
         started[0].send_signal(signal.SIGTERM)
         assert_all_end(started, 75)
     (saved,) = (int(path.name) for path in (stopped / "checkpoints").iterdir())
-    assert 3 <= saved < IN_ROUND
+    assert 3 <= saved < 2 * IN_ROUND
     assert rows(stopped)[-1]["step"] == saved
     with adapting(stopped, env=env) as started:
         assert_all_end(started, 0)
