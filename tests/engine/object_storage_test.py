@@ -127,14 +127,14 @@ def test_metrics_and_pictures(store, workdir):
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_resumed_and_loaded_there(store, workdir):
+def test_a_run_is_trained_resumed_and_loaded_there(store, workdir, cache):
     words = (*TINY, "--config.train.steps=6", "--config.checkpoint.every_steps=3")
-    process = pretrain(workdir, *words)
+    process = pretrain(workdir, *words, env=cache)
     assert process.returncode == 0, process.stderr
     first = (workdir / "metrics.jsonl").read_text().splitlines()
     for name in [n for n in store.objects if n.startswith("runs/one/checkpoints/6/")]:
         del store.objects[name]  # as if it had been killed before its last step
-    process = pretrain(workdir, *words)
+    process = pretrain(workdir, *words, env=cache)
     assert process.returncode == 0, process.stderr
     again = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in again] == [1, 2, 3, 4, 5, 6]

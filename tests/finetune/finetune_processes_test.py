@@ -56,9 +56,9 @@ def scores(workdir: pathlib.Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_two_processes_learn_and_score_as_one(tmp_path, alone, env, fsdp):
-    finetune(tmp_path, *SHORT, f"--config.mesh.fsdp={fsdp}", env=env, count=2)
+def test_two_processes_learn_and_score_as_one(tmp_path, alone, env):
+    # Every array over both hosts; with fsdp=1 the test below trains its first steps.
+    finetune(tmp_path, *SHORT, "--config.mesh.fsdp=4", env=env, count=2)
     # The sum over the batch is split in another place: float32 rounding, which grows.
     assert numbers(tmp_path) == pytest.approx(numbers(alone), rel=1e-3)
     assert len(scores(tmp_path)) == len(scores(alone)) == 10
