@@ -12,7 +12,8 @@ GLOO = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
 
 def with_devices(env: dict[str, str], count: int) -> dict[str, str]:
     """The environment of a process that has so many devices."""
-    return env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    flags = f"{env['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return env | {"XLA_FLAGS": flags}
 
 
 @contextlib.contextmanager

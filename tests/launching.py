@@ -25,7 +25,7 @@ TINY = (
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """What a user has: no torch, no shortcuts such as conftest's when compiling."""
+    """What a user has: no torch, no shortcuts when compiling but those in `extra`."""
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return inherited | {"PYTHONPATH": str(ROOT / "tests" / "without_torch")} | extra
 

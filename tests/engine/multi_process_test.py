@@ -36,7 +36,7 @@ LOSSES = ("loss", "pixel_loss", "feature_loss", "grad_norm")
 
 @pytest.fixture(scope="module")
 def env(cache) -> dict[str, str]:
-    return with_devices(cache | GLOO, 1)
+    return cache | GLOO
 
 
 @pytest.fixture(scope="module")
