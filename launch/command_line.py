@@ -304,4 +304,7 @@ def _leave(code: int, error: object) -> NoReturn:
             if jax.process_count() > 1:
                 os._exit(code)  # at exit jax waits for the others, or for their death
     _failed.append(code)
+    # Python itself would first wait for the threads of a save that failed, and they for
+    # minutes for one another. All that is ours was closed on the way here.
+    atexit._run_exitfuncs()  # the last one ends the process
     sys.exit(code)

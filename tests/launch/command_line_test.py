@@ -91,6 +91,32 @@ def say(name: str, stdout, code: str = SAY) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+WAIT_FOR_EVER = """
+import sys, threading
+sys.path.insert(0, "launch")
+import command_line
+from personmae_jax.errors import RunError
+
+def main():
+    threading.Thread(target=threading.Event().wait).start()
+    raise RunError("a checkpoint could not be saved")
+
+command_line.run(main)
+"""
+
+
+def test_a_failed_command_does_not_wait_for_threads_that_wait_for_ever():
+    done = subprocess.run(
+        [sys.executable, "-c", WAIT_FOR_EVER],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: a checkpoint could not be saved\n"
+
+
 LOST = {
     ">/dev/full": "No space left on device",
     ">&-": "Bad file descriptor",
