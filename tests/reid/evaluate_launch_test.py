@@ -75,7 +75,7 @@ def test_the_command_prints_a_table_and_json_and_writes_them(alone):
 def test_wrong_arguments_are_refused_in_one_line(arguments):
     wrong = {
         "--weights=pupil": "student|teacher",
-        "--feature=tokens": "cls|mean|cls+mean",
+        "--feature=tokens": "cls|mean|stripes|cls+mean",
         "--step=7": "no whole checkpoint of step 7",
         "--out=/dev/null/x": "cannot be written",
     }
