@@ -179,7 +179,7 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
                 )
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1
-        sys.exit(_code_if_told(0, 2))
+        sys.exit(output.code_if_told(0, 2))
     except (ConfigError, flags.Error) as e:
         _leave(2, e)
     except Exception as e:  # what a stranger's config file returns may raise anything
@@ -264,16 +264,7 @@ def _guarded(main: Callable[[], int | None]) -> int:
             f"device, or jax has no plugin for it ({first_line(e)}); unset it, or "
             "pip install -r requirements-cuda.txt or requirements-tpu.txt",
         )
-    return _code_if_told(code, 1)
-
-
-def _code_if_told(code: int, otherwise: int) -> int:
-    """`code`, or instead of 0 `otherwise` if standard output was lost, and says so."""
-    if error := output.lost():
-        what = f"standard output was not written: {error.strerror}"
-        print(what, file=sys.stderr, flush=True)
-        return code or otherwise
-    return code
+    return output.code_if_told(code, 1)
 
 
 _failed: list[int] = []  # the exit code, if an error has been told
@@ -304,7 +295,6 @@ def _leave(code: int, error: object) -> NoReturn:
             if jax.process_count() > 1:
                 os._exit(code)  # at exit jax waits for the others, or for their death
     _failed.append(code)
-    # Python itself would first wait for the threads of a save that failed, and they for
-    # minutes for one another. All that is ours was closed on the way here.
+    # Python would wait for the threads of a failed save, which wait for one another.
     atexit._run_exitfuncs()  # the last one ends the process
     sys.exit(code)

@@ -77,3 +77,12 @@ def lost() -> OSError | None:
     """Why standard output was not written, if it was not."""
     sys.stdout.flush()
     return sys.stdout.buffer.raw.error  # type: ignore[attr-defined]
+
+
+def code_if_told(code: int, otherwise: int) -> int:
+    """`code`, or instead of 0 `otherwise` if standard output was lost, and says so."""
+    if error := lost():
+        what = f"standard output was not written: {error.strerror}"
+        print(what, file=sys.stderr, flush=True)
+        return code or otherwise
+    return code
