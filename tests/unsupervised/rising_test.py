@@ -1,13 +1,13 @@
 """Right pseudo labels find people, and those shuffled among them do not."""
 
-import json
-
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from unlabelled import tiny_unsupervised
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.engine.metrics import read_rows
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.rounds import PseudoLabels
@@ -66,11 +66,12 @@ def settings(path: str) -> UnsupervisedConfig:
     return cfg
 
 
-def train(path: str, workdir, labels: type[PseudoLabels]) -> tuple[list, list]:
+def train(
+    cfg: UnsupervisedConfig, workdir, labels: type[PseudoLabels] = PseudoLabels
+) -> tuple[list, list]:
     """Returns mAP at the start and the end, and the ARI of the clusters by round."""
-    cfg = settings(path)
     run(cfg, str(workdir), *open_target(cfg), labels)
-    rows = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
+    rows = read_rows(epath.Path(workdir))
     mean_ap = [row["retrieval_mAP"] for row in rows if "retrieval_mAP" in row]
     return mean_ap, [row["known_ari"] for row in rows if "known_ari" in row]
 
@@ -78,8 +79,9 @@ def train(path: str, workdir, labels: type[PseudoLabels]) -> tuple[list, list]:
 def test_clusters_and_scores_rise_and_end_above_those_of_shuffled_labels(
     tmp_path, coloured_people
 ):
-    (start, end), aris = train(coloured_people, tmp_path / "run", PseudoLabels)
-    _, control = train(coloured_people, tmp_path / "control", ShuffledLabels)[0]
+    cfg = settings(coloured_people)
+    (start, end), aris = train(cfg, tmp_path / "run")
+    _, control = train(cfg, tmp_path / "control", ShuffledLabels)[0]
     assert end > start + 0.15
     assert end > control + 0.1
     assert aris[-1] > aris[0] + 0.05
@@ -92,8 +94,5 @@ def test_with_each_camera_s_mean_taken_off_clusters_follow_people(
     cfg.train.rounds, cfg.train.steps_per_round = 1, 1
     aris = []
     for cfg.cluster.centre_cameras in (False, True):
-        workdir = tmp_path / str(cfg.cluster.centre_cameras)
-        run(cfg, str(workdir), *open_target(cfg))
-        rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-        aris += [row["known_ari"] for row in rows if "known_ari" in row]
+        aris += train(cfg, tmp_path / str(cfg.cluster.centre_cameras))[1]
     assert aris[1] > aris[0] + 0.1
