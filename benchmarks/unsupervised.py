@@ -85,7 +85,7 @@ def measure(
     target, people = open_target(cfg)
     if task == "uda":
         target, people = in_other_cameras(people)
-    run(cfg, str(workdir), target, people, kind)
+    run(cfg, str(workdir), target, people, labels=kind)
     rows = read_rows(open_path(workdir))
     scored = [row["retrieval_mAP"] for row in rows if "retrieval_mAP" in row]
     rounds = [row for row in rows if "clusters" in row]

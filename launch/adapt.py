@@ -18,7 +18,7 @@ _WORKDIR = command_line.define_workdir()
 
 def main() -> int:
     cfg, workdir = _CONFIG(), _WORKDIR()
-    from personmae_jax.reid import init
+    from personmae_jax.reid import datasets, init
 
     init.settle(cfg, workdir)
     check_unsupervised(cfg)
@@ -27,12 +27,15 @@ def main() -> int:
     from personmae_jax.unsupervised import data
 
     target, people = data.open_target(cfg)
+    scored = None
+    if cfg.eval.every_rounds:
+        scored = datasets.open_scored(cfg.eval.path, cfg.eval.layout)
 
     from personmae_jax.engine import distributed
     from personmae_jax.unsupervised.run import run
 
     distributed.initialize(**_CLUSTER())
-    return run(cfg, workdir, target, people)
+    return run(cfg, workdir, target, people, scored)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ _WORKDIR = command_line.define_workdir()
 def main() -> int:
     cfg, workdir = _CONFIG(), _WORKDIR()
     from personmae_jax.finetune import sampling
-    from personmae_jax.reid import init
+    from personmae_jax.reid import datasets, init
 
     init.settle(cfg, workdir)
     check_finetuning(cfg)
     if cfg.data.layout in ("id_folders", "images"):
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     dataset = sampling.open_training(cfg)
-    scored = sampling.open_scored(cfg)
+    scored = datasets.open_scored(cfg.eval.path, cfg.eval.layout)
 
     from personmae_jax.engine import distributed
     from personmae_jax.finetune.run import run

@@ -207,11 +207,6 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
             "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
             "(or msmt17, id_folders), or try --config=configs/finetune_quickstart.py"
         )
-    if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:
-        problems.append(
-            "config.eval.layout is of the folder config.eval.path, which is missing; "
-            "without both the run is scored by the queries of config.data"
-        )
     if cfg.eval.path is not None and cfg.head.use_cameras:
         problems.append(
             "config.head.use_cameras: the cameras of config.eval.path are not those "
@@ -236,6 +231,12 @@ def check_people(
     """
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems = [*problems, "config.augment.erase_min_area exceeds erase_max_area"]
+    if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:
+        problems = [
+            *problems,
+            "config.eval.layout is of the folder config.eval.path, which is missing; "
+            "without both the run is scored by the queries of config.data",
+        ]
     # The later rules divide by what the first ones have found in range.
     problems = problems or [*encoder_problems(cfg)]
     if not problems and device_count is not None:

@@ -113,6 +113,8 @@ class UnsupervisedTrainConfig:
 class UnsupervisedEvalConfig:
     """Scores steer nothing: the last step is the result."""
 
+    path: str | None = None  # of another data set; None: the target's queries
+    layout: str = "market1501"  # of that folder
     # TransReID-SSL; the start and the end, too; 0: query and gallery stay unread.
     every_rounds: int = 10
     batch_size: int = 256  # images at once, over all devices; TransReID-SSL

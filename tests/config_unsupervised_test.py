@@ -44,6 +44,8 @@ def test_the_defaults_pass_once_there_is_data():
         ({"init.num_heads": 0}, "init.num_heads=0 is out of range"),
         ({"augment.erase_min_area": 0.5}, "erase_min_area exceeds erase_max_area"),
         ({"data.height": 36}, "is not a multiple of"),
+        ({"eval.layout": "msmt17"}, "config.eval.path, which is missing"),
+        ({"eval.layout": "market", "eval.path": "x"}, "is not one of market1501"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(fields, words):
@@ -62,7 +64,7 @@ def test_every_setting_has_a_rule_or_needs_none():
     free |= {
         *("data.path", "data.query_camera", "data.camera_folders"),
         *("memory.camera_proxies", "sampling.across_cameras"),
-        "cluster.centre_cameras",
+        *("cluster.centre_cameras", "eval.path"),
     }
     ruled = config_unsupervised._RANGES.keys() | config_unsupervised._CHOICES.keys()
     # These have the rules of pretraining, under the same names.

@@ -156,17 +156,3 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
             "untrained; leave it off"
         )
     return dataset
-
-
-def open_scored(cfg: FinetuneConfig) -> ReidDataset | None:
-    """Opens the data set that the settings name to be scored by.
-
-    Returns:
-      Its queries and gallery; None: those of the training data.
-
-    Raises:
-      ConfigError: It is laid out otherwise, or nothing can be retrieved.
-    """
-    if cfg.eval.path is None:
-        return None
-    return open_dataset(cfg.eval.layout, cfg.eval.path)

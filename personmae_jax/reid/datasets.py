@@ -112,6 +112,18 @@ def open_dataset(
     return dataset
 
 
+def open_scored(path: str | None, layout: str) -> ReidDataset | None:
+    """Opens the data set `config.eval.path` that scores a run on people elsewhere.
+
+    Returns:
+      Its queries and gallery; None without a path: those of the training data score.
+
+    Raises:
+      ConfigError: It is laid out otherwise, or nothing can be retrieved.
+    """
+    return None if path is None else open_dataset(layout, path)
+
+
 def synthetic_dataset(
     cfg: SyntheticConfig, num_train: int = 0, query_camera: int | None = None
 ) -> ReidDataset:

@@ -29,11 +29,13 @@ def run(
     workdir: str,
     target: Unlabelled,
     people: ReidDataset | None,
+    scored: ReidDataset | None = None,
     labels: type[PseudoLabels] = PseudoLabels,
 ) -> int:
     """Trains to the last step or until interrupted; resumes what `workdir` holds.
 
-    Scores by `people`, if there are any, steer nothing. `labels` makes pseudo labels.
+    Scores by `scored`, else by `people`, steer nothing; without either there are none.
+    `people` are those of the target, for `known_` rows. `labels` makes pseudo labels.
 
     Returns:
       The exit code of `loop.run`.
@@ -50,7 +52,8 @@ def run(
         # Before the workdir is this run's: a file that does not fit can be replaced.
         start()
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    scorer = None if people is None else _make_scorer(cfg, program, people)
+    scored = people if scored is None else scored
+    scorer = None if scored is None else _make_scorer(cfg, program, scored)
     path, rounds = open_path(workdir), cfg.train.rounds
     report = ClusterReport(
         path, target, page_every=cfg.eval.every_rounds or rounds, last=rounds - 1

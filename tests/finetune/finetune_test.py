@@ -21,10 +21,9 @@ from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import run as finetune
-from personmae_jax.finetune.sampling import open_scored
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
-from personmae_jax.reid.datasets import synthetic_dataset
+from personmae_jax.reid.datasets import open_scored, synthetic_dataset
 from personmae_jax.reid.evaluation import evaluate
 from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.reid.monitor import Monitor
@@ -315,7 +314,7 @@ def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
             path.write_bytes(pedestrian.encode_pedestrian(0, who, shot, shot))
     cfg, people = tiny_finetuning(), str(tmp_path / "people")
     cfg.eval.layout, cfg.eval.path = "occluded_whole", people
-    scored = open_scored(cfg)
+    scored = open_scored(cfg.eval.path, cfg.eval.layout)
     finetune.run(cfg, str(tmp_path / "run"), tiny_people(), scored)
     own = json.loads((tmp_path / "run" / "retrieval.json").read_text())
     found = dataclasses.asdict(

@@ -10,6 +10,7 @@ from finetuning import tiny_finetuning, tiny_people
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import sampling
 from personmae_jax.finetune.sampling import FinetuneBatches, IdentitySampler
+from personmae_jax.reid.datasets import open_scored
 
 # Of 7 identities; the third has fewer than K = 4, the last just as many.
 COUNTS = (8, 9, 3, 17, 5, 12, 4)
@@ -203,7 +204,7 @@ def test_training_data_need_no_query_where_another_data_set_scores(tmp_path):
     dataset = sampling.open_training(cfg)
     assert len(dataset.train) == 4
     assert not len(dataset.query)
-    scored = sampling.open_scored(cfg)
+    scored = open_scored(cfg.eval.path, cfg.eval.layout)
     assert scored is not None
     assert (len(scored.query), len(scored.gallery)) == (1, 1)
     with pytest.raises(ConfigError, match="has no query image"):

@@ -78,6 +78,7 @@ def test_a_run_stopped_by_a_signal_in_mid_round_goes_on_to_the_bit(tmp_path, env
     [
         (["cluster.eps=1.5"], 2, "config.cluster.eps=1.5"),
         (["cluster.k1=144"], 2, "has 144 images to train on"),
+        (["eval.every_rounds=1", "eval.path=none"], 2, "'none' does not exist"),
         (["cluster.eps=0.05", "cluster.min_samples=9"], 1, "round 0: none of 144"),
     ],
 )

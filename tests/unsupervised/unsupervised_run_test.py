@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import exported
 import jax
@@ -20,6 +21,7 @@ from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.pytorch import head
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
+from personmae_jax.reid.datasets import open_scored
 from personmae_jax.unsupervised import memory, quality
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
@@ -302,3 +304,19 @@ def test_a_batch_norm_after_another_feature_is_not_exported_as_that_of_cls(
         ConfigError, match=f"trained with config.head.feature={feature}"
     ):
         export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
+
+
+def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
+    cfg = market(tmp_path / "whole")
+    assert train(cfg, tmp_path / "own") == 0
+    images = "bounding_box_train"
+    shutil.copytree(tmp_path / "whole" / images, tmp_path / "train" / images)
+    cfg.data.path, cfg.eval.path = str(tmp_path / "train"), cfg.data.path
+    scored = open_scored(cfg.eval.path, cfg.eval.layout)
+    assert run(cfg, str(tmp_path / "other"), *open_target(cfg), scored) == 0
+    others = rows(tmp_path / "other")
+    assert sum("retrieval_mAP" in row for row in others) == 3  # rounds 0, 2 and 3
+    assert others == [
+        {k: v for k, v in row.items() if not k.startswith("known_")}
+        for row in rows(tmp_path / "own")
+    ]
