@@ -42,11 +42,10 @@ def define_config(
     """
     global _kind
     _kind = kind
-    where = kind.__module__.replace(".", "/")
     flag = config_flags.DEFINE_config_file(
         "config",
         help_string="A file of configs/; --config.FIELD=VALUE overrides a setting of "
-        f"{where}.py.",
+        f"{kind.__module__.replace('.', '/')}.py.",
     )
     parser = flags.FLAGS["config"].parser
     parser.parse = functools.partial(_load, parser.parse, kind)
@@ -163,7 +162,7 @@ def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
 def _parse(argv: list[str], more_of: str | None) -> list[str]:
     """Parses as absl does, but every mistake is one sentence and exit code 2."""
     try:
-        argv = _last_of_each_setting([*map(_expand_home, argv)])
+        argv = sys.argv = _last_of_each_setting([*map(_expand_home, argv)])
         flags.FLAGS.set_gnu_getopt(more_of is not None)
         rest = flags.FLAGS(argv)[1:]
         if more_of is not None and flags.FLAGS[more_of].present:
@@ -214,15 +213,16 @@ def refuse_inside(flag: str, folder: str | None, *inputs: str | None) -> None:
 def _last_of_each_setting(argv: list[str]) -> list[str]:
     """The arguments without those that a later one overrides; refuses unknown settings.
 
-    ml_collections would join the values of tuples, and ignore an empty one.
+    ml_collections, which reads sys.argv, would join the values of tuples, ignore an
+    empty one, and know no setting before the file, so that all come last.
     """
-    known = dict(field_paths(_kind()))
+    known = dict(field_paths(_kind())) | {"config": None}
     kept: dict[str | int, str] = {}
     arguments = iter(enumerate(argv))
     for place, argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         path = name.removeprefix("config.").removeprefix("noconfig.")
-        is_setting = argument.startswith("-") and path != name
+        is_setting = argument.startswith("-") and (path != name or path == "config")
         if is_setting and path not in known:
             raise ConfigError(
                 f"there is no setting --{name}; "
@@ -234,7 +234,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
             raise ConfigError(f"--{name}=() is empty; give numbers: (8,) or (8,9)")
         kept.pop(path, None)
         kept[path if is_setting else place] = argument
-    return list(kept.values())
+    return [kept[k] for k in sorted(kept, key=lambda k: k in known and k != "config")]
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

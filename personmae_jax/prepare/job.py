@@ -151,8 +151,8 @@ def _make_plan(folder: epath.Path, request: Request) -> Plan:
             ) from None
         except OSError as error:
             raise RunError(
-                f"{folder} cannot be written ({error.strerror}); make room and start "
-                "again with the same command"
+                f"{folder} cannot be written ({error.strerror}); fix the cause and "
+                "start again with the same command"
             ) from error
 
 

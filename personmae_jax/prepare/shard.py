@@ -82,7 +82,7 @@ def write_shard(folder: str, shard: int) -> int:
             raise
         raise RunError(
             f"{file} cannot be written ({first_line(error)}); the shards finished so "
-            "far are good: make room and start again with the same command"
+            "far are good: fix the cause and start again with the same command"
         ) from error
     return len(task.names)
 

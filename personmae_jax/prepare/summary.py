@@ -64,8 +64,8 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         _write_info(folder, shards)
     except OSError as error:
         raise RunError(
-            f"{folder} cannot be written ({error.strerror}); make room and start again "
-            "with the same command"
+            f"{folder} cannot be written ({error.strerror}); fix the cause and start "
+            "again with the same command"
         ) from error
 
 

@@ -27,6 +27,22 @@ def test_of_a_setting_given_twice_the_last_one_counts(given):
     assert kept == [argv[0], argv[1], f"{BLOCKS}=(-1,)", "--config.train.steps=3"]
 
 
+def test_the_file_may_stand_anywhere_and_of_two_the_last_one_counts():
+    given = ("--config=a.py", "--config.train.steps=3", "--config", "b.py", "--v=1")
+    kept = command_line._last_of_each_setting(["run", *given])
+    assert sorted(kept[1:3]) == ["--config=b.py", "--v=1"]
+    assert kept[3:] == ["--config.train.steps=3"]
+    done = subprocess.run(
+        [sys.executable, "launch/pretrain.py", "--config.train.batch_size=0"]
+        + ["--config=none.py", "--config=configs/quickstart.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: config.train.batch_size=0 is out of range" in done.stderr
+
+
 def test_an_empty_tuple_is_refused_rather_than_ignored():
     with pytest.raises(ConfigError, match="memory_blocks=.. is empty"):
         command_line._last_of_each_setting(["run", f"{BLOCKS}=()"])

@@ -12,12 +12,12 @@ from launching import ROOT, environment, wait_for_step
 from PIL import Image
 
 
-def start(*arguments, cwd, cache=None) -> subprocess.Popen:
+def start(*arguments, cwd, cache=None, stdout=subprocess.PIPE) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "launch/report.py"), *arguments],
         cwd=cwd,
         env=environment(cache or {"JAX_PLATFORMS": "cpu"}),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -105,8 +105,14 @@ def test_tasks_are_run_one_by_one_interrupted_and_tabled(tmp_path, people, cache
     assert process.returncode == 75, error
     assert "Interrupted: saved step" in told
     assert not (tmp_path / "run_report/report.md").exists()
+    # Nobody reads what it says: all tasks are run nevertheless.
+    with open("/dev/full", "w") as full:
+        process = start(*words, cwd=tmp_path, cache=cache, stdout=full)
+    assert "standard output was not written" in process.communicate(timeout=600)[1]
+    assert process.returncode == 1
     done = report(*words, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("holds a finished run") == 2
     lines = (tmp_path / "run_report/report.md").read_text()
     assert done.stdout.endswith(f"{lines}\n")
     for task, title in (

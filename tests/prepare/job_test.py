@@ -422,7 +422,7 @@ def test_a_full_disk_is_told_and_the_finished_shards_stay_good(tmp_path, monkeyp
         function(folder, 1)
 
     request = Request(source=(str(source),))
-    with pytest.raises(RunError, match="No space left.*make room and start again"):
+    with pytest.raises(RunError, match="No space left.*fix the cause and start again"):
         prepare(request, str(tmp_path / "out"), stopping)
     monkeypatch.undo()
     names_there = {p.name for p in (tmp_path / "out").glob("persons-*")}

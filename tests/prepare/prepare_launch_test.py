@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_finished_shards_stay(source, whole, tmp
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1
-    assert "make room and start again with the same command" in done.stderr
+    assert "fix the cause and start again with the same command" in done.stderr
     assert not [*out.glob("*.part")]
     assert run("--source", source, "--out", out)[0] == 0
     assert shards_of(out) == shards_of(whole)
