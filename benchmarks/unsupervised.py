@@ -7,7 +7,8 @@ the start proves nothing: the control shuffles the labels among the clustered im
 every round, and is otherwise the same run. Tasks: `usl`, synthetic people, six cameras
 (configs/usl_quickstart.py); `uda`, other people in cameras 3 to 5, from a run that was
 fine-tuned on synthetic people in cameras 0 to 2; with --people=DIR, in the layout
-id_folders, `people` and `people_proxies`: USL on them without and with camera proxies.
+id_folders, `people` and `people_proxies`: USL on them without and with camera proxies,
+and `uda_people`: UDA to them from that same run.
 
 Writes OUT/results.json after every run, skips those that are in it, and prints a table:
 mean and standard deviation over seeds, mAP in percent at the start and at the end.
@@ -41,7 +42,9 @@ from personmae_jax.unsupervised.run import run  # noqa: E402
 _INIT = flags.DEFINE_string("init", None, "A pretraining run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
 _PEOPLE = flags.DEFINE_string("people", None, "A data set in the layout id_folders.")
-_TASKS = flags.DEFINE_list("tasks", ["usl", "uda", "people", "people_proxies"], "Some.")
+_TASKS = flags.DEFINE_list(
+    "tasks", ["usl", "uda", "people", "people_proxies", "uda_people"], "Some."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each kind.")
 _ROUNDS = flags.DEFINE_integer("rounds", None, "Of each run; the config's if absent.")
 
@@ -64,7 +67,7 @@ def main(_: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    tasks = [t for t in _TASKS.value if _PEOPLE.value or not t.startswith("people")]
+    tasks = [t for t in _TASKS.value if _PEOPLE.value or "people" not in t]
     for seed in range(_SEEDS.value):
         for task in tasks:
             for kind in (PseudoLabels, ShuffledLabels):
@@ -80,7 +83,8 @@ def measure(
 ) -> dict[str, float]:
     """The first and the last scores of one run, and how good its labels were."""
     cfg = settings(task, seed)
-    cfg.init.workdir = _INIT.value if task != "uda" else str(source_run(workdir))
+    is_uda = task.startswith("uda")
+    cfg.init.workdir = str(source_run(workdir)) if is_uda else _INIT.value
     init.settle(cfg, str(workdir))
     target, people = open_target(cfg)
     if task == "uda":
@@ -108,8 +112,9 @@ def settings(task: str, seed: int) -> UnsupervisedConfig:
         cfg.train.rounds = _ROUNDS.value
     if task == "uda":
         cfg.data.synthetic.first_identity = 2000  # the source's are 1000 to 1299
+    if task.startswith("uda"):
         cfg.optim.base_lr = 1e-3  # gentler than USL: the encoder was fine-tuned
-    if task.startswith("people"):
+    if "people" in task:
         cfg.data.layout, cfg.data.path = "id_folders", _PEOPLE.value
         cfg.memory.camera_proxies = task == "people_proxies"
     return cfg
