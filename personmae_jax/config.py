@@ -208,6 +208,11 @@ class EvalConfig:
     centre_cameras: bool = False
 
 
+def grid_of(encoder: EncoderConfig, data: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of patches of an image, or of either region of one."""
+    return data.height // encoder.patch_size, data.width // encoder.patch_size
+
+
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
     """An encoder, what it starts from and its images: what every kind of run has."""
@@ -218,9 +223,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image, or of either region of one."""
-        patch = self.encoder.patch_size
-        return self.data.height // patch, self.data.width // patch
+        return grid_of(self.encoder, self.data)
 
     @property
     def pos_embed_grid(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 
 from personmae_jax import pixels, sharding
-from personmae_jax.config import EncoderConfig, ImageConfig
+from personmae_jax.config import EncoderConfig, ImageConfig, grid_of
 from personmae_jax.data.records import Records
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
@@ -78,11 +78,6 @@ def encode_tokens(
     grid = grid_of(encoder, data)
     tokens = personmae.encode(encoder, grid, params, patches, **how).tokens
     return tokens.astype(jnp.float32)
-
-
-def grid_of(encoder: EncoderConfig, data: ImageConfig) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    return data.height // encoder.patch_size, data.width // encoder.patch_size
 
 
 def pool(

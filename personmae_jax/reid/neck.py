@@ -5,9 +5,9 @@ from typing import Any
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from personmae_jax.config import EncoderConfig, ImageConfig
+from personmae_jax.config import EncoderConfig, ImageConfig, grid_of
 from personmae_jax.models.batch_norm import normalise
-from personmae_jax.reid.features import Encode, encode_tokens, grid_of, pool
+from personmae_jax.reid.features import Encode, encode_tokens, pool
 
 
 def make_encode(
