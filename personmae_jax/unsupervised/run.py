@@ -30,6 +30,7 @@ def run(
     target: Unlabelled,
     people: ReidDataset | None,
     scored: ReidDataset | None = None,
+    *,
     labels: type[PseudoLabels] = PseudoLabels,
 ) -> int:
     """Trains to the last step or until interrupted; resumes what `workdir` holds.

@@ -70,7 +70,7 @@ def train(
     cfg: UnsupervisedConfig, workdir, labels: type[PseudoLabels] = PseudoLabels
 ) -> tuple[list, list]:
     """Returns mAP at the start and the end, and the ARI of the clusters by round."""
-    run(cfg, str(workdir), *open_target(cfg), labels)
+    run(cfg, str(workdir), *open_target(cfg), labels=labels)
     rows = read_rows(epath.Path(workdir))
     mean_ap = [row["retrieval_mAP"] for row in rows if "retrieval_mAP" in row]
     return mean_ap, [row["known_ari"] for row in rows if "known_ari" in row]
