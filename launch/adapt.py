@@ -26,10 +26,10 @@ def main() -> int:
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     from personmae_jax.unsupervised import data
 
-    target, people = data.open_target(cfg)
     scored = None
     if cfg.eval.every_rounds:
-        scored = datasets.open_scored(cfg.eval.path, cfg.eval.layout)
+        scored = datasets.open_scored(cfg.eval.layout, cfg.eval.path)
+    target, people = data.open_target(cfg)  # reads every image once
 
     from personmae_jax.engine import distributed
     from personmae_jax.unsupervised.run import run

@@ -216,25 +216,25 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
     ml_collections, which reads sys.argv, would join the values of tuples, ignore an
     empty one, and know no setting before the file, so that all come last.
     """
-    known = dict(field_paths(_kind())) | {"config": None}
-    kept: dict[str | int, str] = {}
+    known = dict(field_paths(_kind()))
+    kept: dict[tuple[bool, str | int], str] = {}
     arguments = iter(enumerate(argv))
     for place, argument in arguments:
-        name = argument.lstrip("-").partition("=")[0]
+        name, is_given, _ = argument.lstrip("-").partition("=")
         path = name.removeprefix("config.").removeprefix("noconfig.")
-        is_setting = argument.startswith("-") and (path != name or path == "config")
+        is_setting = argument.startswith("-") and path != name
+        is_file = argument.startswith("-") and name == "config"
         if is_setting and path not in known:
             raise ConfigError(
                 f"there is no setting --{name}; "
                 f"did you mean --config.{nearest_field(_kind(), path)}?"
             )
-        if is_setting and "=" not in argument and not isinstance(known[path], bool):
+        if not is_given and (is_file or is_setting and type(known[path]) is not bool):
             argument += "=" + next(arguments, (0, ""))[1]  # --NAME VALUE
         if is_setting and argument.partition("=")[2].strip() == "()":
             raise ConfigError(f"--{name}=() is empty; give numbers: (8,) or (8,9)")
-        kept.pop(path, None)
-        kept[path if is_setting else place] = argument
-    return [kept[k] for k in sorted(kept, key=lambda k: k in known and k != "config")]
+        kept[is_setting, path if is_setting or is_file else place] = argument
+    return [kept[key] for key in sorted(kept, key=lambda key: key[0])]
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

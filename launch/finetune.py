@@ -26,7 +26,7 @@ def main() -> int:
     if cfg.data.layout in ("id_folders", "images"):
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
     dataset = sampling.open_training(cfg)
-    scored = datasets.open_scored(cfg.eval.path, cfg.eval.layout)
+    scored = datasets.open_scored(cfg.eval.layout, cfg.eval.path)
 
     from personmae_jax.engine import distributed
     from personmae_jax.finetune.run import run

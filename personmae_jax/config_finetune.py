@@ -230,13 +230,12 @@ def check_people(
       ConfigError: One line for every setting that is wrong.
     """
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
-        problems = [*problems, "config.augment.erase_min_area exceeds erase_max_area"]
+        problems.append("config.augment.erase_min_area exceeds erase_max_area")
     if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:
-        problems = [
-            *problems,
+        problems.append(
             "config.eval.layout is of the folder config.eval.path, which is missing; "
-            "without both the run is scored by the queries of config.data",
-        ]
+            "without both the run is scored by the queries of config.data"
+        )
     # The later rules divide by what the first ones have found in range.
     problems = problems or [*encoder_problems(cfg)]
     if not problems and device_count is not None:

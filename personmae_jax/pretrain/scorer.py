@@ -25,8 +25,9 @@ def open_people(cfg: Config) -> ReidDataset | None:
     """
     if not cfg.eval.every_steps:
         return None
-    if cfg.eval.path is not None:
-        return datasets.open_dataset(cfg.eval.layout, cfg.eval.path)
+    elsewhere = datasets.open_scored(cfg.eval.layout, cfg.eval.path)
+    if elsewhere is not None:
+        return elsewhere
     return datasets.held_out_dataset(cfg.data.synthetic, cfg.eval.identities)
 
 

@@ -112,7 +112,7 @@ def open_dataset(
     return dataset
 
 
-def open_scored(path: str | None, layout: str) -> ReidDataset | None:
+def open_scored(layout: str, path: str | None) -> ReidDataset | None:
     """Opens the data set `config.eval.path` that scores a run on people elsewhere.
 
     Returns:

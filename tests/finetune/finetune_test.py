@@ -314,7 +314,7 @@ def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
             path.write_bytes(pedestrian.encode_pedestrian(0, who, shot, shot))
     cfg, people = tiny_finetuning(), str(tmp_path / "people")
     cfg.eval.layout, cfg.eval.path = "occluded_whole", people
-    scored = open_scored(cfg.eval.path, cfg.eval.layout)
+    scored = open_scored(cfg.eval.layout, cfg.eval.path)
     finetune.run(cfg, str(tmp_path / "run"), tiny_people(), scored)
     own = json.loads((tmp_path / "run" / "retrieval.json").read_text())
     found = dataclasses.asdict(

@@ -204,7 +204,7 @@ def test_training_data_need_no_query_where_another_data_set_scores(tmp_path):
     dataset = sampling.open_training(cfg)
     assert len(dataset.train) == 4
     assert not len(dataset.query)
-    scored = open_scored(cfg.eval.path, cfg.eval.layout)
+    scored = open_scored(cfg.eval.layout, cfg.eval.path)
     assert scored is not None
     assert (len(scored.query), len(scored.gallery)) == (1, 1)
     with pytest.raises(ConfigError, match="has no query image"):

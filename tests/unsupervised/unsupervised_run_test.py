@@ -312,7 +312,7 @@ def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
     images = "bounding_box_train"
     shutil.copytree(tmp_path / "whole" / images, tmp_path / "train" / images)
     cfg.data.path, cfg.eval.path = str(tmp_path / "train"), cfg.data.path
-    scored = open_scored(cfg.eval.path, cfg.eval.layout)
+    scored = open_scored(cfg.eval.layout, cfg.eval.path)
     assert run(cfg, str(tmp_path / "other"), *open_target(cfg), scored) == 0
     others = rows(tmp_path / "other")
     assert sum("retrieval_mAP" in row for row in others) == 3  # rounds 0, 2 and 3
