@@ -1,5 +1,6 @@
 """Random-access sources of encoded images: a folder, a tfds data set, synthetic."""
 
+import functools
 import os
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,6 +61,11 @@ def open_records(cfg: DataConfig) -> Records:
     return TfdsRecords(cfg.path, cfg.split)
 
 
+# Rendering takes as long as a small network's share of a step: of the sets that are
+# trained on for many epochs every image is rendered once. Some 6 KB each.
+_encode = functools.lru_cache(maxsize=2**14)(pedestrian.encode_pedestrian)
+
+
 class SyntheticRecords:
     """Synthetic pedestrians: every identity in every camera in several shots."""
 
@@ -70,7 +76,7 @@ class SyntheticRecords:
         return self._cfg.identities * self._cfg.cameras * self._cfg.shots
 
     def read(self, index: int) -> bytes:
-        return pedestrian.encode_pedestrian(self._cfg.seed, *self._place(index))
+        return _encode(self._cfg.seed, *self._place(index))
 
     def name(self, index: int) -> str:
         identity, camera, shot = self._place(index)

@@ -74,7 +74,7 @@ def run(training: Training, workdir: str) -> int:
         )
         streams = stack.enter_context(Streams(training, start or 0))
         if start is None:
-            start, state = 0, _initial_state(training)
+            start, state = 0, initial_state(training)
             if training.keep_initial:
                 checkpoints.save(0, state)
         else:
@@ -160,7 +160,7 @@ def train(
     return step
 
 
-def _initial_state(training: Training) -> Any:
+def initial_state(training: Training) -> Any:
     """The state before the first step; says what the encoder starts from."""
     encoder, notes = training.start()
     if notes and jax.process_index() == 0:

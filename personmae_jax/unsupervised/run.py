@@ -47,6 +47,20 @@ def run(
       RunError: The run had to stop, e.g. because everybody is one cluster. Checkpoints
         saved before are good.
     """
+    training = make_training(cfg, workdir, target, people, scored, labels=labels)
+    return loop.run(training, workdir)
+
+
+def make_training(
+    cfg: UnsupervisedConfig,
+    workdir: str,
+    target: Unlabelled,
+    people: ReidDataset | None,
+    scored: ReidDataset | None = None,
+    *,
+    labels: type[PseudoLabels] = PseudoLabels,
+) -> Training:
+    """Returns what the loop runs; arguments and errors are those of `run`."""
     check_unsupervised(cfg, jax.device_count())
     start = functools.cache(lambda: read_encoder(cfg))
     if not has_checkpoint(workdir):
@@ -67,7 +81,7 @@ def run(
             numbers |= quality.known(clusters.labels, identities)
         return numbers
 
-    training = Training(
+    return Training(
         program=program,
         data={"num_records": len(target), "images_sha256": target.sha256},
         about=f"{len(target):,} images of {target.num_cameras} cameras without labels, "
@@ -78,7 +92,6 @@ def run(
         scorer=scorer,
         memory_hint="a smaller --config.eval.batch_size",
     )
-    return loop.run(training, workdir)
 
 
 def _make_scorer(

@@ -190,6 +190,14 @@ def test_synthetic_records_are_identity_by_camera_by_shot():
     assert records.read(7) == pedestrian.encode_pedestrian(5, 11, 1, 1)
 
 
+def test_a_synthetic_image_is_rendered_once():
+    cfg = SyntheticConfig(identities=3, cameras=2, shots=2, seed=6)
+    first, second = (
+        open_records(DataConfig(source="synthetic", synthetic=cfg)) for _ in range(2)
+    )
+    assert first.read(7) is second.read(7)
+
+
 @pytest.mark.parametrize("source", ["folder", "tfds", "synthetic"])
 def test_records_survive_pickling(source, people, tmp_path):
     _write(tmp_path, "1.jpg", "sub/2.jpg")
