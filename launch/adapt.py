@@ -24,6 +24,8 @@ def main() -> int:
     check_unsupervised(cfg)
     if cfg.data.layout in ("id_folders", "images"):
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
+    if cfg.eval.layout == "id_folders":
+        command_line.refuse_inside("--workdir", workdir, cfg.eval.path)
     from personmae_jax.unsupervised import data
 
     scored = None

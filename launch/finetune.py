@@ -25,6 +25,8 @@ def main() -> int:
     check_finetuning(cfg)
     if cfg.data.layout in ("id_folders", "images"):
         command_line.refuse_inside("--workdir", workdir, cfg.data.path)
+    if cfg.eval.layout == "id_folders":
+        command_line.refuse_inside("--workdir", workdir, cfg.eval.path)
     dataset = sampling.open_training(cfg)
     scored = datasets.open_scored(cfg.eval.layout, cfg.eval.path)
 

@@ -23,6 +23,8 @@ def main() -> int:
     check(cfg)
     if cfg.data.source == "folder":
         command_line.refuse_inside("--workdir", _WORKDIR(), cfg.data.path)
+    if cfg.eval.layout == "id_folders":
+        command_line.refuse_inside("--workdir", _WORKDIR(), cfg.eval.path)
     records = open_records(cfg.data)
 
     from personmae_jax.engine import distributed

@@ -11,7 +11,10 @@ from personmae_jax.errors import first_line
 
 # Rows of metrics.jsonl, by panel; a panel none of whose rows a run has is left out.
 _PANELS = {
-    "loss": ("loss", "pixel_loss", "feature_loss", "identity_loss", "triplet_loss"),
+    "loss": (
+        *("loss", "pixel_loss", "feature_loss", "feature_weight"),  # it is ramped
+        *("identity_loss", "triplet_loss"),
+    ),
     "retrieval of unseen people": (
         *("retrieval_mAP", "retrieval_rank1", "occluded_mAP"),
         *("teacher_retrieval_mAP",),

@@ -80,6 +80,29 @@ def test_what_is_written_lies_outside_of_what_is_read(tmp_path):
     command_line.refuse_inside("--out", "gs://bucket/a", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "launcher, config",
+    [
+        ("pretrain.py", "quickstart.py"),
+        ("finetune.py", "finetune_quickstart.py"),
+        ("adapt.py", "usl_quickstart.py"),
+    ],
+)
+def test_a_run_lies_outside_of_the_people_that_score_it(tmp_path, launcher, config):
+    words = [f"--config=configs/{config}", f"--workdir={tmp_path}/known/run"]
+    words += ["--config.eval.layout=id_folders", f"--config.eval.path={tmp_path}/known"]
+    (tmp_path / "known").mkdir()
+    process = subprocess.run(
+        [sys.executable, ROOT / "launch" / launcher, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 2
+    assert "whose files are read as data" in process.stderr
+    assert not list((tmp_path / "known").iterdir())
+
+
 SAY = """
 import sys
 sys.path.insert(0, "launch")
