@@ -79,10 +79,8 @@ def compare(training: Training, state, *, steps: int, pieces: int) -> None:
     own, dispatch = statistics.median(own[1:]), statistics.median(dispatch[1:])
     in_loop, alone = statistics.median(looped), statistics.median(bare)
     size = program.batch_size
-    print(
-        f"loop       {size / in_loop:8.2f} images/s, {alone / in_loop:.1%} of the step's"
-    )
-    print(f"           {shares}, piece by piece")
+    print(f"loop       {size / in_loop:8.2f} images/s, {alone / in_loop:.1%} of those")
+    print(f"           of the bare step; piece by piece {shares}")
     print(f"bare step  {size / alone:8.2f} images/s")
     print(f"host       {(own - dispatch) * 1e3:8.2f} ms a step, and")
     print(f"           {dispatch * 1e3:8.2f} ms to dispatch the step")

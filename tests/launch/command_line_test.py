@@ -81,7 +81,7 @@ def test_what_is_written_lies_outside_of_what_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "launcher, config",
+    ("launcher", "config"),
     [
         ("pretrain.py", "quickstart.py"),
         ("finetune.py", "finetune_quickstart.py"),
