@@ -22,17 +22,27 @@ def check_files(path: str) -> None:
             features += value
         if isinstance(value, dict):
             features += value.values()
-            for key in ("pythonClassName", "type"):
-                name = value.get(key)
-                if isinstance(name, str) and not _FEATURE_CLASS.fullmatch(name):
-                    raise ValueError(f"features.json names {name[:80]!r}")
+            for key, name in value.items():
+                if not isinstance(name, str):
+                    continue
+                if _plain(key) == "json":  # a feature in older JSON, as a string
+                    features.append(foreign_files.parse_json(name.encode()))
+                elif _plain(key) in ("pythonclassname", "type"):
+                    if not _FEATURE_CLASS.fullmatch(name):
+                        raise ValueError(f"features.json names {name[:80]!r}")
     info = foreign_files.read_json(os.path.join(path, "dataset_info.json"))
     splits = info.get("splits") if isinstance(info, dict) else None
     if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):
         raise ValueError("dataset_info.json lists no splits")
-    num_shards = sum(len(split.get("shardLengths", ())) for split in splits)
+    fields = [(key, value) for split in splits for key, value in split.items()]
+    num_shards = sum(len(v) for k, v in fields if _plain(k) == "shardlengths")
     if num_shards > _MAX_SHARDS:
         raise ValueError(f"dataset_info.json lists {num_shards} shards")
+
+
+def _plain(key: str) -> str:
+    """A field's name, which tfds reads as shardLengths and as shard_lengths."""
+    return key.replace("_", "").lower()
 
 
 def check_shards(instructions: Sequence[Any]) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 
@@ -249,6 +250,31 @@ def test_features_json_imports_nothing_but_tfds_itself(people, tmp_path):
     with pytest.raises(ConfigError, match=r"features\.json names 'this_"):
         _open("tfds", tmp_path / "a")
     assert "this_feature" not in sys.modules
+
+
+def test_features_json_has_no_other_way_to_name_a_module(people, tmp_path):
+    """The spelling of protobuf, and JSON inside of a string."""
+    shutil.copytree(people, tmp_path / "a")
+    features = tmp_path / "a" / "features.json"
+    whole = features.read_text()
+    for hostile in (
+        whole.replace("pythonClassName", "python_class_name", 1),
+        json.dumps({"jsonFeature": {"json": json.dumps({"a": {"type": "x.y"}})}}),
+    ):
+        evil = re.sub(r'(class_name": ")[\w.]+', r"\1evil.X", hostile)
+        features.write_text(evil)
+        with pytest.raises(ConfigError, match=r"features\.json names '(evil|x\.y)"):
+            _open("tfds", tmp_path / "a")
+
+
+def test_shards_are_counted_however_their_field_is_spelled(people, tmp_path):
+    shutil.copytree(people, tmp_path / "a")
+    file = tmp_path / "a" / "dataset_info.json"
+    info = json.loads(file.read_text())
+    info["splits"][0]["shard_lengths"] = ["1"] * 200_000
+    file.write_text(json.dumps(info))
+    with pytest.raises(ConfigError, match="lists 20000[01] shards"):
+        _open("tfds", tmp_path / "a")
 
 
 def test_a_link_to_itself_and_a_pipe_cost_one_image_at_most(tmp_path):
