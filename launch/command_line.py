@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-import output
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import output
 
 from personmae_jax.config import Config
 from personmae_jax.config_values import check_types, field_paths, nearest_field
@@ -54,12 +55,15 @@ def define_config(
     def read() -> Settings:
         if not flag.present:
             raise ConfigError(f"no --config: try --config={example}")
-        for path in (p for p, _ in field_paths(kind()) if f"config.{p}" in flags.FLAGS):
+        for path, _ in field_paths(kind()):
             *sections, name = path.split(".")
-            section = functools.reduce(getattr, sections, flag.value)
-            value = getattr(section, name)
-            if type(value) is tuple and len(value) == 1 and value[0] is None:
-                setattr(section, name, None)  # =None for a tuple is read so
+            with contextlib.suppress(AttributeError):  # `check_types` says it
+                section = functools.reduce(getattr, sections, flag.value)
+                value = getattr(section, name)
+                if type(value) is tuple and len(value) == 1 and value[0] is None:
+                    setattr(section, name, None)  # =None for a tuple is read so
+                elif type(value) is str and sections != ["init"]:  # as `_expand_home`
+                    setattr(section, name, os.path.expanduser(value))
         check_types(flag.value)
         return flag.value
 
@@ -238,15 +242,14 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int:
-    if not flags.FLAGS["verbosity"].present:
-        # Orbax and jax tell at INFO what only their developers want to know.
+    if not flags.FLAGS["verbosity"].present:  # INFO is for orbax's and jax's developers
         logging.set_verbosity(logging.WARNING)
-    # They tell with tracebacks what they raise as well, and we say in a sentence.
+    # They tell with tracebacks what they raise, too.
     logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     sys.excepthook = _tell_uncaught
     try:
-        code = main() or 0
+        return output.code_if_told(main() or 0, 1)
     except ConfigError as e:
         _leave(2, e)
     except RunError as e:
@@ -264,14 +267,13 @@ def _guarded(main: Callable[[], int | None]) -> int:
             f"device, or jax has no plugin for it ({first_line(e)}); unset it, or "
             "pip install -r requirements-cuda.txt or requirements-tpu.txt",
         )
-    return output.code_if_told(code, 1)
 
 
 _failed: list[int] = []  # the exit code, if an error has been told
 
 
 def _end_here() -> None:
-    # What libraries' threads tell while Python is taken down comes after our sentence.
+    # Before libraries' threads tell what they meet while Python is taken down.
     if _failed:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -279,8 +281,7 @@ def _end_here() -> None:
 
 
 def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # After a save that failed, each of tensorstore's writes still under way tells an
-    # event loop that is gone: hundreds of lines, before and after our sentence.
+    # Of writes under way when a save failed, each: hundreds of lines around ours.
     if str(error) != "Event loop is closed":
         sys.__excepthook__(kind, error, trace)
 
@@ -289,8 +290,7 @@ def _leave(code: int, error: object) -> NoReturn:
     # A name, or a number of a stranger's file, may fill screens.
     text = re.sub(r"(\S{300})\S{300,}", r"\1...", str(error))
     print(f"error: {text}", file=sys.stderr, flush=True)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
         with contextlib.suppress(RuntimeError, AssertionError):  # there is no device
             if jax.process_count() > 1:
                 os._exit(code)  # at exit jax waits for the others, or for their death

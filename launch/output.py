@@ -2,14 +2,12 @@
 
 import io
 import os
-import re
 import select
 import sys
 
 from absl import logging
 
-# What moves a cursor, clears a screen, hides or turns text, and comes in names.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+from personmae_jax.errors import without_control
 
 
 class _Raw(io.RawIOBase):
@@ -50,7 +48,7 @@ class _Stream(io.TextIOWrapper):
     unescaped: io.TextIOWrapper
 
     def write(self, text: str) -> int:
-        return super().write(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text))
+        return super().write(without_control(text))
 
 
 def guard() -> None:

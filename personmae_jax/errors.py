@@ -1,11 +1,16 @@
 """The two ways a run ends badly, each with its exit code; and `Closing`, a base."""
 
 import contextlib
+import re
 from typing import TypeVar
 
 from absl import logging
 
 Entered = TypeVar("Entered")  # beartype refuses `Self` outside a decorated class
+
+
+# What moves a cursor, clears a screen, hides or turns text, and comes in names.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class ConfigError(ValueError):
@@ -36,6 +41,11 @@ def quoted(value: object, length: int = 100) -> str:
         return " ".join(text.split())[:length]
     except BaseException as e:  # its own code, which may do anything
         return f"of a text that raises {type(e).__name__}"
+
+
+def without_control(text: str) -> str:
+    """The text with control characters but tab and newline escaped, for terminals."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Closing:

@@ -66,16 +66,19 @@ def read_file(path: Path, limit: int) -> bytes:
 def read_lines(path: Path, limit: int = MAX_TEXT) -> list[bytes]:
     """The lines of a list without blanks around them; empty ones are left out.
 
-    A byte order mark is no part of the first line, and UTF-16, which Windows writes,
-    becomes UTF-8.
+    A byte order mark is no part of a line, also not where lists were joined, and
+    UTF-16, which Windows writes, becomes UTF-8.
 
     Raises:
-      OSError: As of `read_file`.
+      OSError: As of `read_file`; or it is no such text.
     """
-    data = read_file(path, limit).removeprefix(codecs.BOM_UTF8)
+    data = read_file(path, limit)
     if data.startswith(_UTF16_BOMS):
         data = data.decode("utf-16", "replace").encode("utf-8", "replace")
-    return [line for text in data.splitlines() if (line := text.strip())]
+    if b"\0" in data:
+        raise OSError(errno.EINVAL, "it holds NUL bytes; save it as UTF-8")
+    lines = data.replace(codecs.BOM_UTF8, b"").splitlines()
+    return [line for text in lines if (line := text.strip())]
 
 
 def read_json(path: Path, limit: int = MAX_TEXT) -> Any:

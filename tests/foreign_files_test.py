@@ -42,3 +42,14 @@ def test_json_of_any_depth_encoding_or_name_is_read_or_a_value_error(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"."):
             foreign_files.read_json(path)
+
+
+def test_lists_that_were_joined_keep_no_byte_order_mark_and_no_nul_is_a_name(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("a.jpg\n".encode("utf-8-sig") + "b.jpg\n".encode("utf-8-sig"))
+    assert foreign_files.read_lines(path) == [b"a.jpg", b"b.jpg"]
+    for encoding in ("utf-16-le", "utf-32"):
+        path.write_bytes("a.jpg\n".encode(encoding))
+        with pytest.raises(OSError, match="NUL bytes") as raised:
+            foreign_files.read_lines(path)
+        assert raised.value.strerror == "it holds NUL bytes; save it as UTF-8"

@@ -22,6 +22,7 @@ from personmae_jax.prepare.plan import (
     Plan,
     Request,
     describe,
+    has_tasks,
     make_plan,
     read_plan,
     refuse_another,
@@ -68,7 +69,9 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
         with signals.raised(Interrupted):
             plan = _open_folder(folder, request)  # before the lock another was at work
             if plan is None or not is_finished(folder):
-                _work(folder, plan or _make_plan(folder, request), run_shards)
+                if plan is None or not has_tasks(folder, plan):
+                    plan = _make_plan(folder, request, plan)
+                _work(folder, plan, run_shards)
             remove_tasks(folder)
     except Interrupted:
         print(
@@ -138,12 +141,12 @@ def _lock(folder: epath.Path) -> Any:
         ) from error
 
 
-def _make_plan(folder: epath.Path, request: Request) -> Plan:
+def _make_plan(folder: epath.Path, request: Request, earlier: Plan | None) -> Plan:
     """Lists in a process of its own, which a damaged LMDB may kill."""
     print("listing the sources ...", flush=True)
     with worker_pool(1) as pool:
         try:
-            return pool.submit(make_plan, folder, request).result()
+            return pool.submit(make_plan, folder, request, earlier).result()
         except BrokenProcessPool:
             raise ConfigError(
                 f"--source={' '.join(request.source)}: listing it killed the process; "

@@ -40,8 +40,15 @@ def list_lmdb(path: str) -> Listing:
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         file = os.path.join(place, _KEYS_FILE)
-        if os.path.isfile(file):
+        if os.path.lexists(file):
             names, identities, videos = _read_keys(file)
+            with _open(path) as database:
+                entries = database.stat()["entries"]
+            if len(names) < entries:
+                logging.warning(
+                    "%s lists %d of the %d keys of %s; the others are left out",
+                    *(file, len(names), entries, path),
+                )
             break
     else:
         logging.warning("%s: there is no %s; all keys are taken", path, _KEYS_FILE)
@@ -148,7 +155,8 @@ def to_names(values: Any, what: str) -> Names:
       ConfigError: `what` is something else.
     """
     if isinstance(values, np.ndarray):
-        values = values.tolist()
+        # Of no bytes at all, (10**9, 0) would be as many lists.
+        values = values.tolist() if values.ndim == 1 else values
     if not isinstance(values, list | tuple):
         raise ConfigError(f"{what} is a {type(values).__name__}; it must be a list")
     for value in values:

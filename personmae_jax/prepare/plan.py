@@ -29,6 +29,7 @@ _PLAN_FILE = "plan.json"
 _TASKS = "tasks"
 _MAX_SHARD = 8192  # images; 4.18 million make 511 shards of about 0.1 GB
 _MIN_SHARD = 128
+_MAX_MEMBERS = 2**31  # what a plan may count; 500 times LUPerson
 _NUM_SHARDS = 64  # that smaller sets are cut into, for all cores to have work
 
 
@@ -121,9 +122,9 @@ def read_plan(folder: epath.Path) -> Plan | None:
         content = foreign_files.read_json(folder / _PLAN_FILE)
         content["sources"] = [(kind, tuple(p)) for kind, p in content["sources"]]
         plan = Plan(**content)
-        counts = plan.num_listed, plan.num_members, plan.num_shards
-        if not all(type(n) is int and 0 < n < 2**40 for n in counts) or (
+        if not all(type(n) is int and 0 < n < _MAX_MEMBERS for n in _counts(plan)) or (
             plan.num_shards != -(-plan.num_members // plan.shard_size)
+            or plan.num_members > plan.num_listed
             or not isinstance(plan.request, dict)
             or type(plan.request.get("min_side")) is not int
         ):
@@ -160,11 +161,17 @@ def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, object]) ->
         )
 
 
-def make_plan(folder: epath.Path, request: Request) -> Plan:
+def make_plan(
+    folder: epath.Path, request: Request, earlier: Plan | None = None
+) -> Plan:
     """Lists the sources and writes the tasks, then the plan, into the folder.
 
+    `earlier` is that of shards that are there, whose tasks a finished preparation has
+    removed: the sources must still be the same.
+
     Raises:
-      ConfigError: There is nothing to prepare, or the list names nothing of it.
+      ConfigError: There is nothing to prepare, or the list names nothing of it, or the
+        sources are others than before.
     """
     described = describe(request)
     listings = list_sources(request.source)
@@ -181,6 +188,11 @@ def make_plan(folder: epath.Path, request: Request) -> Plan:
         num_members=len(members),
         num_shards=-(-len(members) // size),
     )
+    if earlier is not None and _counts(plan) != _counts(earlier):
+        raise ConfigError(
+            f"the sources hold {plan.num_listed:,} images, and {earlier.num_listed:,} "
+            f"when {folder} was prepared; name a new folder with --out"
+        )
     shutil.rmtree(folder / _TASKS, ignore_errors=True)
     (folder / _TASKS).mkdir()
     for shard in range(plan.num_shards):
@@ -191,9 +203,19 @@ def make_plan(folder: epath.Path, request: Request) -> Plan:
     return plan
 
 
+def has_tasks(folder: epath.Path, plan: Plan) -> bool:
+    """Whether no shard's task is missing, as after a preparation was finished."""
+    files = (folder / _TASKS / f"{shard:05}.npz" for shard in range(plan.num_shards))
+    return all(file.exists() for file in files)
+
+
 def remove_tasks(folder: epath.Path) -> None:
     """Frees what a finished preparation no longer needs."""
     shutil.rmtree(folder / _TASKS, ignore_errors=True)
+
+
+def _counts(plan: Plan) -> tuple[int, int, int]:
+    return plan.num_listed, plan.num_members, plan.num_shards
 
 
 def _shard_size(num_members: int) -> int:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import logging as stdlib_logging
 import multiprocessing
 import os
 import time
@@ -9,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
 
 from personmae_jax.data.workers import exit_with_parent, signals_held
 from personmae_jax.engine.progress import Progress
-from personmae_jax.errors import RunError
+from personmae_jax.errors import RunError, without_control
 from personmae_jax.prepare.plan import Plan
 
 
@@ -97,4 +98,12 @@ def worker_pool(
 
 def _start_worker() -> None:
     exit_with_parent()
+    flags.FLAGS.mark_as_parsed()  # or absl logs that it logs before
     logging.use_absl_handler()
+    logging.get_absl_handler().python_handler.addFilter(_escape)
+
+
+def _escape(record: stdlib_logging.LogRecord) -> bool:
+    """What the launcher's streams do to names that a message quotes."""
+    record.msg, record.args = without_control(record.getMessage()), None
+    return True

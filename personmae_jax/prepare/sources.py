@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int64
 
 from personmae_jax import foreign_files
@@ -24,8 +25,18 @@ from personmae_jax.prepare.tar_source import (
 )
 from personmae_jax.prepare.zip_source import ZIP_STARTS, ZipReader, list_zip
 
-# Of a file cut by 7-Zip (.001) or `split` (.aa, .00, .partaa).
-_PART = re.compile(r"(.+\.(?:part)?)(\d{2,3}|[a-z]{2,3})", re.DOTALL)
+# Of a file cut by 7-Zip (.001) or `split` (.aa, .00, .partaa, tar_aa, zip-part-AA).
+_PART = re.compile(
+    r"(.+\.(?:part)?|.+\.(?:tar|tgz|gz|zip)[_-]?(?:part[_-]?)?)"
+    r"(\d{2,3}|[a-z]{2,4}|[A-Z]{2,4})",
+    re.DOTALL,
+)
+
+
+_ARCHIVE_SUFFIXES = (
+    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst"),
+    *(".rar", ".7z", ".mdb"),
+)
 
 
 @runtime_checkable
@@ -86,13 +97,28 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
         return [("lmdb", (folder,))]
     if _holds_image(folder):
         return [("folder", (folder,))]
-    sources = []
+    sources, others = [], []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if os.path.isdir(path) and is_lmdb(path):
-            sources.append(("lmdb", (path,)))
-        elif os.path.isfile(path) and (kind := _kind_of(path)) not in (None, *sources):
+        if os.path.isdir(path):
+            kind = ("lmdb", (path,)) if is_lmdb(path) else None
+        else:
+            kind = _kind_of(path) if os.path.isfile(path) else None
+        if kind is None:
+            others.append(name)
+        elif kind not in sources:
             sources.append(kind)
+    if archives := [n for n in others if n.lower().endswith(_ARCHIVE_SUFFIXES)]:
+        raise ConfigError(
+            f"--source={os.path.join(folder, archives[0])} is no zip or tar[.gz] "
+            "archive that can be read: it is damaged or of another kind; copy it "
+            "again, unpack it, or take it out of the folder"
+        )
+    if sources and others:
+        logging.warning(
+            "%s: left out %d files and folders beside %d archives, e.g. %s",
+            *(folder, len(others), len(sources), others[0]),
+        )
     return sources or [("folder", (folder,))]  # maybe its images have no suffix
 
 
@@ -130,13 +156,14 @@ def _parts_of(path: str) -> tuple[str, ...]:
         return (path,)
     start, suffix = match.groups()
     folder, base = os.path.split(start)
-    if suffix.isalpha() and not os.path.exists(f"{start}{'a' * len(suffix)}"):
+    first = ("a" if suffix.islower() else "A") * len(suffix)
+    if suffix.isalpha() and not os.path.exists(start + first):
         return (path,)  # .zip, .tar, ...: an ending that is no number
-    found = {}
+    found, kind = {}, (suffix.isdigit(), suffix.islower())
     for name in os.listdir(folder or "."):
         part = _PART.fullmatch(name)
         if part and part[1] == base and len(part[2]) == len(suffix):
-            if part[2].isdigit() == suffix.isdigit():
+            if (part[2].isdigit(), part[2].islower()) == kind:
                 found[_part_number(part[2])] = name
     numbers = sorted(found)
     if numbers[0] > 1 or numbers != [*range(numbers[0], numbers[-1] + 1)]:
@@ -152,7 +179,9 @@ def _part_number(suffix: str) -> int:
     """7 of "007", 27 of "bb"; .zip and the like are far from every other part."""
     if suffix.isdigit():
         return int(suffix)
-    return functools.reduce(lambda n, letter: 26 * n + ord(letter) - 97, suffix, 0)
+    return functools.reduce(
+        lambda n, letter: 26 * n + ord(letter) - 97, suffix.lower(), 0
+    )
 
 
 def _list_folder(paths: tuple[str, ...]) -> Listing:

@@ -69,7 +69,8 @@ def list_tar(paths: tuple[str, ...]) -> Listing:
         table = np.array(places, np.int64).reshape(len(places), 2)
     except Exception as error:  # of tarfile, gzip, zlib, and of hostile numbers
         raise ConfigError(
-            f"{paths[0]} is a damaged tar archive ({first_line(error)}); {DAMAGED}"
+            f"{paths[0]} is a damaged tar archive ({first_line(error)}); {DAMAGED}, or "
+            "if it is the first part of several, name them NAME.tar.001, .002, ..."
         ) from error
     if num_others:
         logging.warning("%s: left out %d links or the like", paths[0], num_others)

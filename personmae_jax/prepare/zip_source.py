@@ -124,7 +124,7 @@ def _read_directory(
             last = offset
         elif 0xFFFFFFFF in (stored, full, offset):
             full, stored, offset = _read_zip64(extra, full, stored, offset)
-        if name.endswith(b"/") or attributes & 0x10:
+        if name.endswith(b"/") or (attributes & 0x10 and not full):
             method = _FOLDER
         elif flags & 1:
             method = _ENCRYPTED

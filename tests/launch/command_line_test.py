@@ -68,6 +68,27 @@ def test_every_path_may_begin_with_the_home_folder(monkeypatch, given, expanded)
     assert command_line._expand_home(given) == expanded
 
 
+def test_the_home_folder_in_a_config_file_is_found(tmp_path):
+    (tmp_path / "images").mkdir()
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from configs import quickstart\n"
+        "def get_config():\n"
+        "    cfg = quickstart.get_config()\n"
+        "    cfg.data.source, cfg.data.path = 'folder', '~/images'\n"
+        "    return cfg\n"
+    )
+    process = subprocess.run(
+        [sys.executable, ROOT / "launch/pretrain.py", f"--config={file}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
+    assert process.returncode == 2
+    assert f"config.data.path='{tmp_path}/images' holds no image" in process.stderr
+
+
 def test_what_is_written_lies_outside_of_what_is_read(tmp_path):
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data")

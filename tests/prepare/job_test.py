@@ -31,7 +31,7 @@ from personmae_jax.prepare.job import prepare
 from personmae_jax.prepare.plan import Request, make_plan, read_plan
 from personmae_jax.prepare.shard import write_shard
 from personmae_jax.prepare.sources import open_reader
-from personmae_jax.prepare.verify import check_shard
+from personmae_jax.prepare.verify import check, check_shard
 
 
 @pytest.fixture(autouse=True)
@@ -458,6 +458,28 @@ def test_check_names_damaged_shards_and_records(tmp_path):
     checks = out / "checks" / "00002.npz"
     checks.write_bytes(checks.read_bytes()[:-100])
     assert "00002.npz is damaged" in check_shard(str(out), 2)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_advice_of_check_mends_a_data_set(tmp_path, drop):
+    source = write_folder(tmp_path / "source", members(260))
+    out = tmp_path / "out"
+    run(out, source, drop_duplicates=drop)
+    before = shards_of(out)
+    file = out / "persons-train.array_record-00001-of-00003"
+    for lost in (file, None):  # the summary alone, too
+        if lost:
+            lost.write_bytes(lost.read_bytes()[:-50])
+            with pytest.raises(RunError, match="remove them and .*dataset_info.json"):
+                check(str(out), num_processes=1)
+            lost.unlink()
+        (out / "dataset_info.json").unlink()
+        run(out, source, drop_duplicates=drop)
+        assert shards_of(out) == before
+    (source / "new.jpg").write_bytes(jpeg(1000))
+    (out / "dataset_info.json").unlink()
+    with pytest.raises(ConfigError, match="261 images, and 260 when .*name a new"):
+        run(out, source, drop_duplicates=drop)
 
 
 def test_a_finished_shard_is_not_written_again(tmp_path):

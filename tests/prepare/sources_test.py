@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pickle
 import struct
 import tarfile
 import tracemalloc
@@ -420,7 +421,9 @@ def test_zip_members_that_lie_over_one_another_are_refused(tmp_path):
         list_sources([str(path)])
 
 
-@pytest.mark.parametrize("suffix", ["aa", "partaa", "00", "01", "000"])
+@pytest.mark.parametrize(
+    "suffix", [".aa", ".partaa", ".00", ".01", ".000", "_aa", "aa", "-part-AA", "_aaaa"]
+)
 def test_parts_are_joined_whatever_split_called_them(tmp_path, suffix):
     content, whole = members(9), tmp_path / "whole.tar"
     data = write_tar(whole, content).read_bytes()
@@ -431,12 +434,53 @@ def test_parts_are_joined_whatever_split_called_them(tmp_path, suffix):
     for number, name in enumerate(names):
         third = len(data) // 3 + 1
         part = data[number * third : (number + 1) * third]
-        (tmp_path / f"whole.tar.{name}").write_bytes(part)
+        (tmp_path / f"whole.tar{name}").write_bytes(part)
     (tmp_path / "other.tar.zz").write_bytes(b"")
-    assert read_all(tmp_path / f"whole.tar.{names[1]}") == content
-    (tmp_path / f"whole.tar.{names[1]}").unlink()
+    assert read_all(tmp_path / f"whole.tar{names[1]}") == content
+    (tmp_path / f"whole.tar{names[1]}").unlink()
     with pytest.raises(ConfigError, match="all are needed"):
-        read_all(tmp_path / f"whole.tar.{names[2]}")
+        read_all(tmp_path / f"whole.tar{names[2]}")
+
+
+@pytest.mark.parametrize("name", ["b.zip", "b.tar.gz", "b.tar.bz2", "b.RAR"])
+def test_no_archive_of_a_folder_is_left_out_unsaid(tmp_path, name, caplog):
+    write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0)})
+    (tmp_path / "notes.txt").write_text("hello")
+    assert len(list_sources([str(tmp_path)])) == 1
+    assert "left out 1 files and folders beside 1 archives, e.g. notes.txt" in (
+        caplog.text
+    )
+    (tmp_path / name).write_bytes(b"QK" + (tmp_path / "a.zip").read_bytes()[2:])
+    with pytest.raises(ConfigError, match=f"{name} is no zip or tar"):
+        list_sources([str(tmp_path)])
+
+
+def test_a_zip_member_with_bytes_is_a_file_whatever_its_attributes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.mkdir("folder")
+        info = zipfile.ZipInfo("b.jpg")
+        info.external_attr = 0x10
+        archive.writestr(info, jpeg(1))
+    assert read_all(tmp_path / "a.zip") == {"b.jpg": jpeg(1)}
+
+
+def test_keys_that_keys_pkl_does_not_list_are_told(tmp_path, caplog):
+    content = {name: jpeg(n) for n, name in enumerate(names(9))}
+    path = write_lmdb(tmp_path / "lmdb", content, [*content][:4])
+    assert len(list_sources([str(path)])[0].names) == 4
+    assert "lists 4 of the 9 keys of" in caplog.text
+    (path / "keys.pkl").unlink()
+    os.mkfifo(path / "keys.pkl")
+    with pytest.raises(ConfigError, match="keys.pkl cannot be read"):
+        list_sources([str(path)])
+
+
+def test_an_empty_array_of_a_thousand_million_rows_takes_no_memory(tmp_path):
+    path = write_lmdb(tmp_path / "lmdb", {"a": jpeg(0)}, ["a"])
+    with open(path / "keys.pkl", "wb") as file:
+        pickle.dump(np.zeros((10**9, 0)), file)
+    with pytest.raises(ConfigError, match="`keys` is a ndarray"):
+        list_sources([str(path)])
 
 
 def test_a_damaged_lmdb_costs_what_is_damaged_and_a_cut_one_is_told(tmp_path):
