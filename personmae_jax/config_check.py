@@ -123,7 +123,7 @@ RANGES = {
 }
 
 
-_MAX_PATCHES = 2**15  # their attention weights alone take 4 GiB a head
+MAX_PATCHES = 2**15  # their attention weights alone take 4 GiB a head
 _MAX_WEIGHTS = 1e11  # ViT-22B has 2.2e10
 
 
@@ -138,10 +138,10 @@ def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
                 f"use e.g. {max(patch, size - size % patch)}"
             )
     num_patches = (cfg.data.height // patch) * (cfg.data.width // patch)
-    if num_patches > _MAX_PATCHES:
+    if num_patches > MAX_PATCHES:
         yield (
             f"config.data.height={cfg.data.height} and width={cfg.data.width} make "
-            f"{num_patches} patches of {patch} pixels; attention takes {_MAX_PATCHES}"
+            f"{num_patches} patches of {patch} pixels; attention takes {MAX_PATCHES}"
         )
     weights = 12 * cfg.encoder.depth * cfg.encoder.width**2
     if weights > _MAX_WEIGHTS:

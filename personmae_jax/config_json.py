@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from personmae_jax.config import Config
-from personmae_jax.config_check import CHOICES, RANGES
+from personmae_jax.config_check import CHOICES, RANGES, encoder_problems
 from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.config_values import field_paths, range_problems
@@ -63,7 +63,8 @@ def config_from_json(text: str) -> Settings:
     one. A field that is gone is ignored, with a warning if it made a difference.
 
     Raises:
-      ConfigError: No JSON object, or a field is unknown, of a wrong type or range.
+      ConfigError: No JSON object, a field is unknown, of a wrong type or range, or no
+        encoder can be built so.
     """
     value = parse_object(text)
     for setting in dropped_settings(text):
@@ -78,7 +79,7 @@ def config_from_json(text: str) -> Settings:
             if isinstance(value.get(section), dict):
                 value[section] = fields | value[section]
     cfg = _restore_fields(default, value, "config")
-    if problems := [*range_problems(cfg, CHOICES, RANGES)]:
+    if problems := [*range_problems(cfg, CHOICES, RANGES)] or [*encoder_problems(cfg)]:
         raise ConfigError("; ".join(problems))
     return cfg
 

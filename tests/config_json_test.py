@@ -144,3 +144,14 @@ def test_a_file_s_values_have_the_bounds_of_flags(section, field, value):
     tree[section][field] = value
     with pytest.raises(ConfigError, match=f"config.{section}.{field}"):
         config_from_json(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("data", "height", 130), ("encoder", "num_heads", 5), ("data", "width", 2**17)],
+)
+def test_a_file_s_settings_make_an_encoder(section, field, value):
+    tree = json.loads(config_to_json(Config()))
+    tree[section][field] = value
+    with pytest.raises(ConfigError, match=f"{field}={value}"):
+        config_from_json(json.dumps(tree))

@@ -8,6 +8,7 @@ makes of the checkpoint does the file get its name.
 import contextlib
 import hashlib
 import importlib.util
+import math
 import os
 import pathlib
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from personmae_jax.config import Config, ModelConfig
+from personmae_jax.config_check import MAX_PATCHES
 from personmae_jax.config_json import Settings
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
@@ -77,6 +79,11 @@ def export(
             raise ConfigError(f"--reference={reference} lies in --out; name it outside")
         reference = _check_target(reference, "--reference", (".npz",))
     grid = cfg.grid if grid is None else grid
+    if math.prod(grid) > MAX_PATCHES:
+        raise ConfigError(
+            f"--grid={grid[0]}x{grid[1]} makes {math.prod(grid)} patches; attention "
+            f"takes {MAX_PATCHES}"
+        )
     if weights is None:  # a fine-tuned run has no teacher
         weights = cfg.export.weights if isinstance(cfg, Config) else "student"
     step, about = describe(workdir, step)

@@ -48,7 +48,7 @@ def describe_export(
         "step": step,
         "config": config_to_json(cfg),
         "training": _TRAININGS[type(cfg)],
-        "uses_cameras": int(about["config"].get("head", {}).get("use_cameras", False)),
+        "uses_cameras": int(isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras),
         "neck_feature": neck_feature(cfg),
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],

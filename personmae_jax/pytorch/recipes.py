@@ -9,6 +9,7 @@ CASIA-IVA-Lab/PASS-reID, damo-cv/TransReID, hustvl/PersonViT, junkunyuan/HAP, MA
 JDAI-CV/fast-reid, facebookresearch/mae, OML, timm and transformers, as of 2026.
 """
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 
@@ -54,7 +55,7 @@ def instructions(file: str, layout: str, meta: Meta) -> str:
 def _transreid_ssl(name: str, file: str, meta: Meta, extra: int = 0) -> str:
     rows, columns = meta["grid"]
     return f"""\
-    MODEL.PRETRAIN_PATH {file}
+    MODEL.PRETRAIN_PATH {shlex.quote(file)}
     MODEL.PRETRAIN_CHOICE 'imagenet'
     MODEL.PRETRAIN_HW_RATIO {max(1, round(rows / columns))}
     MODEL.STEM_CONV False
@@ -74,7 +75,7 @@ def _cluster_contrast(
     is_half = meta["mean"] == meta["std"] == [0.5] * 3
     note = "" if is_half else _imagenet_only("Without --self-norm it", meta)
     return f"""\
-    -a {name} -pp {file} --height {height} --width {width} \
+    -a {name} -pp {shlex.quote(file)} --height {height} --width {width} \
 --hw-ratio {max(1, round(rows / columns))}{" --self-norm" if is_half else ""}
 
 {_success(meta, extra, head=head)}{note}"""
@@ -82,7 +83,7 @@ def _cluster_contrast(
 
 def _transreid(name: str, file: str, meta: Meta) -> str:
     return f"""\
-    MODEL.PRETRAIN_PATH {file}
+    MODEL.PRETRAIN_PATH {shlex.quote(file)}
     MODEL.PRETRAIN_CHOICE 'imagenet'
     MODEL.TRANSFORMER_TYPE {name}
 {_sizes(meta)}
@@ -94,7 +95,7 @@ Success: no line `shape do not match`."""
 def _transreid_test(name: str, file: str, meta: Meta) -> str:
     cameras = "    MODEL.SIE_CAMERA True\n" if meta["uses_cameras"] else ""
     return f"""\
-    TEST.WEIGHT {file}
+    TEST.WEIGHT {shlex.quote(file)}
     TEST.NECK_FEAT '{meta.get("neck_feature", "before")}'
     MODEL.PRETRAIN_CHOICE 'none'
     MODEL.TRANSFORMER_TYPE {name}
@@ -119,7 +120,7 @@ def _hap(name: str, file: str, meta: Meta) -> str:
     height = meta["image_size"][0]
     size = "" if height == 256 else f" --size {height}"
     return f"""\
-    --model {name} --resume {file}{size}
+    --model {name} --resume {shlex.quote(file)}{size}
 
 {_yaml_grid(meta)}\
 Success: the log names no `unexpected_keys`, and as `missing_keys` only the head's.\
@@ -128,7 +129,7 @@ Success: the log names no `unexpected_keys`, and as `missing_keys` only the head
 
 def _male(_: str, file: str, meta: Meta) -> str:
     return f"""\
-    MODEL.CHECKPOINT_PATH {file}
+    MODEL.CHECKPOINT_PATH {shlex.quote(file)}
 
 {_yaml_grid(meta)}{_imagenet_only("MALE", meta).lstrip()}"""
 
@@ -140,7 +141,7 @@ def _fastreid(name: str, file: str, meta: Meta) -> str:
     MODEL.BACKBONE.NAME build_vit_backbone
     MODEL.BACKBONE.DEPTH {name}
     MODEL.BACKBONE.PRETRAIN True
-    MODEL.BACKBONE.PRETRAIN_PATH {file}
+    MODEL.BACKBONE.PRETRAIN_PATH {shlex.quote(file)}
     MODEL.BACKBONE.STRIDE_SIZE "{[stride, stride]}"
     MODEL.PIXEL_MEAN "{mean}"
     MODEL.PIXEL_STD "{std}"
@@ -152,7 +153,7 @@ def _mae(name: str, file: str, meta: Meta) -> str:
     if meta["grid"] != [14, 14]:
         return _of_224("MAE")
     return f"""\
-    --model {name} --finetune {file}
+    --model {name} --finetune {shlex.quote(file)}
 
 Success: only `head` and `fc_norm` are named as missing.{_imagenet_only("MAE", meta)}"""
 

@@ -25,7 +25,7 @@ from personmae_jax.pytorch.stored import Stored
 # Parts of a file's network that are not an encoder's.
 _DROPPED = re.compile(
     r"decoder_.*|decoder\..*|(embeddings\.)?mask_token|masked_embed"
-    r"|head\..*|head_dist\..*|dist_token|pre_logits\..*|lm_head\..*"
+    r"|head\..*|head_dist\..*|dist_token|(embeddings\.)?distillation_token|pre_logits\..*|lm_head\..*"
     r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
     r"|part_token[123]|part[123]_pos|sie_embed"
 )
@@ -117,7 +117,8 @@ def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
     named, dropped = {}, []
     for key, value in ((str(key), value) for key, value in stored.items()):
         inner = key.removeprefix(prefix)
-        if not key.startswith(prefix) or _DROPPED.fullmatch(inner):
+        is_tensor = isinstance(value, Stored)  # not an epoch, nor another network
+        if not (is_tensor and key.startswith(prefix)) or _DROPPED.fullmatch(inner):
             dropped.append(key)
         else:
             new = _rename(inner)
@@ -129,7 +130,9 @@ def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
             dropped.append(f"{prefix}fc_norm.{leaf}")
         elif pooled is not None:
             named[f"norm.{leaf}"] = pooled
-    has_dist = any(name.endswith("dist_token") for name in dropped)
+    has_dist = any(
+        name.endswith(("dist_token", "distillation_token")) for name in dropped
+    )
     return Recognised(
         _join_positions(_join_qkv(named), has_dist),
         dropped,
@@ -140,9 +143,8 @@ def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
 def some(names: Sequence[str], limit: int = 12) -> str:
     """The first names, and how many more there are: a screen is not to be flooded."""
     more = len(names) - limit
-    return ", ".join(name[:200] for name in names[:limit]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    shown = (repr(name[:200])[1:-1] for name in names[:limit])  # one line
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _rename(name: str) -> str:

@@ -79,11 +79,19 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
             "is an .npz file of numpy; save its arrays with "
             "safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW)"
         )
+    if any(name.endswith("/constants.pkl") for name in entries):
+        raise OtherKind(
+            "is a TorchScript program; save its weights with "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+        )
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise OtherKind("is a zip, but none that torch.save wrote")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-        raise ValueError("its parts are compressed, which torch.save never does")
+        raise OtherKind(
+            "is a compressed zip, which torch.save never writes; save it again with "
+            "torch.save(torch.load(FILE), NEW)"
+        )
     folder = pickles[0].removesuffix("data.pkl")
     if entries[pickles[0]].file_size > _MAX_PICKLE:
         raise ValueError(f"its pickle has more than {_MAX_PICKLE} bytes")
@@ -103,7 +111,11 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
 
 
 def _load_legacy(content: mmap.mmap) -> Any:
-    if safe_pickle.load(content, {}) != _MAGIC:
+    try:
+        first = safe_pickle.load(content, {})
+    except safe_pickle.UnsafePickle:  # torch.save begins with a number
+        first = None
+    if first != _MAGIC:
         raise OtherKind("is a pickle, but none that torch.save wrote")
     safe_pickle.load(content, {})  # the protocol
     _check_order(safe_pickle.load(content, {})["little_endian"] is True)

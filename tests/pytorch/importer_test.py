@@ -233,13 +233,13 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(tensors, tmp_path):
     del tensors["norm.bias"], tensors["blocks.1.attn.qkv.weight"]
     tensors |= noise("blocks.0.gamma_1", "time_embed", "blocks.2.norm1.weight")
     tensors["blocks.0.mlp.fc1.bias"] = np.zeros(3, np.float32)
-    tensors["note"] = "text"
+    tensors["note"] = "text"  # no tensor: left out
     path = save_torch(tmp_path / "file.pth", {"model": tensors})
     first, *lines = refusal(with_file(path)).split("\n  ")
     assert "is not the encoder of these settings" in first
     assert lines == [
         "missing keys: blocks.1.attn.qkv.weight, norm.bias",
-        "unexpected keys: blocks.0.gamma_1, blocks.2.norm1.weight, note, time_embed",
+        "unexpected keys: blocks.0.gamma_1, blocks.2.norm1.weight, time_embed",
         "shape mismatch: blocks.0.mlp.fc1.bias (3,) instead of (64,)",
     ]
 

@@ -144,3 +144,15 @@ def test_an_index_names_only_files_beside_it(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     assert "is no index of a model in parts" in refusal(with_file(index))
+
+
+def test_what_is_no_tensor_beside_them_is_left_out(tensors, tmp_path):
+    path = save_torch(tmp_path / "f.pth", tensors | {"epoch": 3, "args": {"lr": 0.1}})
+    params, _ = read_encoder(with_file(path))
+    assert_encoder(params, tensors)
+
+
+def test_names_that_a_refusal_lists_stay_on_its_line(tensors, tmp_path):
+    path = save_torch(tmp_path / "f.pth", tensors | {"a\nb": tensors["norm.bias"]})
+    assert "a\\nb" in refusal(with_file(path))
+    assert len(refusal(with_file(path)).splitlines()) < 5

@@ -1,6 +1,8 @@
 """What torch.save writes is read without torch, and as torch reads it."""
 
+import pickle
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -80,3 +82,18 @@ def test_pickles_that_ask_for_the_impossible_are_refused(is_zip, tmp_path):
             start = [m.start() for m in re.finditer(rb"\x80\x02", whole)][3]
             out.write_bytes(whole[:start] + b"\x80\x02" + hostile)
         assert "cannot be read (" in refusal(out)
+
+
+def test_whole_files_of_another_kind_are_not_called_damaged(tmp_path):
+    path = tmp_path / "f.pth"
+    path.write_bytes(pickle.dumps({"a": np.zeros(3)}))
+    assert refusal(path).endswith("is a pickle, but none that torch.save wrote")
+    save_torch(path, {"a": np.zeros(3, np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for more, words in (({}, "compressed zip"), ({"f/constants.pkl": b""}, "TorchS")):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in (parts | more).items():
+                archive.writestr(name, data)
+        assert words in refusal(path)
+        assert "damaged" not in refusal(path)
