@@ -330,6 +330,30 @@ def test_a_number_that_differs_in_all_images_of_a_person_is_no_camera(tmp_path):
         open_dataset("id_folders", _write(tmp_path, "a/x.jpg"))
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["{n:06}_x_c{n}.jpg"] * 70, "behind the c or cam of a name differs"),
+        (["{i}_{n}.jpg"] * 3, "is the same in all images of a person"),
+        (["{n}_x_c1.jpg", "{n}_y.jpg"], "tell no camera, e.g. "),
+    ],
+)
+def test_numbers_of_frames_or_people_are_no_cameras(tmp_path, names, words):
+    names = [
+        f"{who}/{name.format(n=n, i=i)}"
+        for i, who in enumerate("ab")
+        for n, name in enumerate(names)
+    ]
+    with pytest.raises(ConfigError, match=words):
+        open_dataset("id_folders", _write(tmp_path, *names))
+
+
+def test_a_camera_named_in_full_goes_before_a_c_that_counts_clips(tmp_path):
+    names = [f"{who}/x_c{n}_cam{1 + n % 2}.jpg" for who in "ab" for n in range(4)]
+    dataset = open_dataset("id_folders", _write(tmp_path, *names))
+    assert {*dataset.cameras.tolist()} == {1, 2}
+
+
 def test_images_of_one_camera_are_refused_and_the_way_out_is_told(tmp_path):
     root = _write(
         tmp_path,
