@@ -20,8 +20,10 @@ from typing import NamedTuple
 import command_line
 import output
 from absl import flags
+from etils import epath
 
 from personmae_jax.engine import signals
+from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid import datasets
 
@@ -191,8 +193,8 @@ def main() -> int:
             return code
         found = results(out, wanted[: number + 1])
         text = table(found)
-        (out / "report.md").write_text(text, encoding="utf-8")
-        (out / "report.png").write_bytes(chart(found))
+        write_whole(epath.Path(out) / "report.md", text)
+        write_whole(epath.Path(out) / "report.png", chart(found))
     print(text)
     return 0
 

@@ -16,14 +16,14 @@ def walk_header(data: bytes) -> tuple[bool, bool]:
 
     Where they cannot be followed, there may be many scans, and there may be Exif.
     """
-    is_sequential = has_exif = False
+    has_exif, num_planes = False, 256  # more than any scan has
     place = 2
     while data[place : place + 1] == b"\xff":
         marker = data[place + 1 : place + 2]
         if marker in (b"\xc0", b"\xc1"):  # baseline, extended sequential
-            is_sequential = True
-        if marker == b"\xda":
-            return is_sequential, has_exif
+            num_planes = int.from_bytes(data[place + 9 : place + 10])
+        if marker == b"\xda":  # a scan of fewer planes is not the only one
+            return int.from_bytes(data[place + 4 : place + 5]) >= num_planes, has_exif
         has_exif |= marker == b"\xe1" and data.startswith(b"Exif\0\0", place + 4)
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     return False, b"Exif\0\0" in data

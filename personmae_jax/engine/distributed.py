@@ -72,6 +72,11 @@ def join(
             f"--process_id={process_id} is not in 0 .. {num_processes - 1}, one less "
             "than --num_processes"
         )
+    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise ConfigError(
+            f"--coordinator={coordinator} has no port; give HOST:PORT, e.g. "
+            f"{coordinator.partition(':')[0]}:12345, a free port of process 0's host"
+        )
     others = (
         "the other processes of the cluster that jax finds in the environment (Slurm, "
         "Open MPI, Cloud TPU); start all of them, e.g. with srun"

@@ -218,11 +218,12 @@ def _rows_until(workdir: epath.Path, last_step: int) -> bytes:
 
 
 def _parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line; None if it is none."""
+    """The numbers of the row in a line; None if it is none."""
     try:
         row = json.loads(line)
+        row = {k: v for k, v in row.items() if v is None or type(v) in (int, float)}
         return row if type(row["step"]) is int and row["step"] >= 0 else None
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 

@@ -148,7 +148,14 @@ def _compile_fitting(
 
 def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
     """The compiled text, which goes into a file too."""
-    text = compiled.as_text() or ""
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as e:
+        raise RunError(
+            f"the step was compiled, but cannot be read back ({first_line(e)}), a "
+            "fault of this jaxlib with some programs; try another topology or batch "
+            "size"
+        ) from e
     if dump_hlo is not None:
         try:
             with open(dump_hlo, "w", encoding="utf-8") as file:

@@ -319,6 +319,18 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
             _decode_small(data)
 
 
+def test_a_baseline_jpeg_of_many_scans_is_refused_too():
+    out = io.BytesIO()
+    Image.fromarray(_noise()).save(out, "JPEG")
+    whole = out.getvalue()
+    scan = whole.index(b"\xff\xda")
+    one_plane = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x00"
+    hostile = whole[:scan] + one_plane * 1500 + b"\xff\xd9"
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        _decode_small(hostile)
+    assert _decode_small(whole)[1] == Outcome.PLAIN
+
+
 def test_exif_orientation_counts_wherever_it_stands_before_the_pixels():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -180,6 +180,12 @@ def test_a_process_that_is_not_among_them_is_refused(process_id):
         distributed.initialize("a:1", 2, process_id)
 
 
+@pytest.mark.parametrize("coordinator", ["localhost", "a:", "a:x", "a:123456"])
+def test_a_coordinator_without_a_port_is_refused(coordinator):
+    with pytest.raises(ConfigError, match="has no port; give HOST:PORT, e.g. "):
+        distributed.initialize(coordinator, 2, 1)
+
+
 def test_a_reserved_port_is_given_to_no_other_run(monkeypatch):
     monkeypatch.setattr(distributed, "_reserved", [])
     ports = [distributed._reserve_port() for _ in range(500)]

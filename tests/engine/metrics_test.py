@@ -128,6 +128,12 @@ def test_rows_are_read_whatever_stands_between_them(tmp_path):
     assert [row["step"] for row in rows_read] == [1, 2, 3]
 
 
+def test_of_a_row_only_numbers_are_taken(tmp_path):
+    row = b'{"step": 4, "loss": "abc", "list": [1], "yes": true, "x": null, "y": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(row)
+    assert metrics.read_rows(epath.Path(tmp_path)) == [{"step": 4, "x": None, "y": 2}]
+
+
 def test_what_a_link_points_to_is_never_written(tmp_path):
     """Neither rows nor pictures, nor what a file is called until it is whole."""
     run, mine = tmp_path / "run", tmp_path / "mine"
