@@ -90,7 +90,7 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise OtherKind(
             "is a compressed zip, which torch.save never writes; save it again with "
-            "torch.save(torch.load(FILE), NEW)"
+            "torch.save(torch.load(FILE, weights_only=True), NEW)"
         )
     folder = pickles[0].removesuffix("data.pkl")
     if entries[pickles[0]].file_size > _MAX_PICKLE:
