@@ -122,8 +122,8 @@ def decode(
     if not data:
         raise BadImage(Outcome.EMPTY)
     if data.startswith(_JPEG_START):
-        is_sequential, has_exif = jpeg.walk_header(data)
-        if not is_sequential and jpeg.has_too_many_scans(data):
+        has_one_scan, has_exif = jpeg.walk_header(data)
+        if not has_one_scan and jpeg.has_too_many_scans(data):
             raise BadImage(Outcome.TOO_MANY_SCANS)
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
@@ -220,6 +221,8 @@ def keep_compiled(workdir: epath.Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR, if set, says where instead.
     """
+    # It costs a compilation; what else cannot be written there ends the run in words.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
