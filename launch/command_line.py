@@ -244,7 +244,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
 def _guarded(main: Callable[[], int | None]) -> int:
     if not flags.FLAGS["verbosity"].present:  # INFO is for orbax's and jax's developers
         logging.set_verbosity(logging.WARNING)
-    # They tell with tracebacks what they raise, too.
+    # They tell with tracebacks what they raise as well, and we say in a sentence.
     logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     sys.excepthook = _tell_uncaught
@@ -273,7 +273,7 @@ _failed: list[int] = []  # the exit code, if an error has been told
 
 
 def _end_here() -> None:
-    # Before libraries' threads tell what they meet while Python is taken down.
+    # Libraries' threads would tell, after our sentence, what they meet at the exit.
     if _failed:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -281,7 +281,7 @@ def _end_here() -> None:
 
 
 def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # Of writes under way when a save failed, each: hundreds of lines around ours.
+    # Every write under way when a save failed tells so: hundreds of lines around ours.
     if str(error) != "Event loop is closed":
         sys.__excepthook__(kind, error, trace)
 

@@ -27,9 +27,9 @@ def check_files(path: str) -> None:
                     continue
                 if _plain(key) == "json":  # a feature in older JSON, as a string
                     features.append(foreign_files.parse_json(name.encode()))
-                elif _plain(key) in ("pythonclassname", "type"):
-                    if not _FEATURE_CLASS.fullmatch(name):
-                        raise ValueError(f"features.json names {name[:80]!r}")
+                is_class = _plain(key) in ("pythonclassname", "type")
+                if is_class and not _FEATURE_CLASS.fullmatch(name):
+                    raise ValueError(f"features.json names {name[:80]!r}")
     info = foreign_files.read_json(os.path.join(path, "dataset_info.json"))
     splits = info.get("splits") if isinstance(info, dict) else None
     if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):

@@ -197,7 +197,7 @@ def make_plan(
     (folder / _TASKS).mkdir()
     for shard in range(plan.num_shards):
         part = members[shard * size : (shard + 1) * size]
-        _write_task(folder / _TASKS / f"{shard:05}.npz", _make_task(listings, part))
+        _write_task(_task_file(folder, shard), _make_task(listings, part))
     text = json.dumps(dataclasses.asdict(plan), indent=2)
     write_whole(folder / _PLAN_FILE, text + "\n")
     return plan
@@ -205,13 +205,16 @@ def make_plan(
 
 def has_tasks(folder: epath.Path, plan: Plan) -> bool:
     """Whether no shard's task is missing, as after a preparation was finished."""
-    files = (folder / _TASKS / f"{shard:05}.npz" for shard in range(plan.num_shards))
-    return all(file.exists() for file in files)
+    return all(_task_file(folder, shard).exists() for shard in range(plan.num_shards))
 
 
 def remove_tasks(folder: epath.Path) -> None:
     """Frees what a finished preparation no longer needs."""
     shutil.rmtree(folder / _TASKS, ignore_errors=True)
+
+
+def _task_file(folder: epath.Path, shard: int) -> epath.Path:
+    return folder / _TASKS / f"{shard:05}.npz"
 
 
 def _counts(plan: Plan) -> tuple[int, int, int]:
@@ -250,7 +253,7 @@ def _write_task(file: epath.Path, task: Task) -> None:
 
 def read_task(folder: epath.Path, shard: int) -> Task:
     """The members of shard number `shard`."""
-    with np.load(folder / _TASKS / f"{shard:05}.npz", allow_pickle=False) as arrays:
+    with np.load(_task_file(folder, shard), allow_pickle=False) as arrays:
         columns = [
             Names(arrays[column], arrays[f"{column}_ends"])
             for column in ("names", "identities", "videos")

@@ -31,8 +31,6 @@ _PART = re.compile(
     r"(\d{2,3}|[a-z]{2,4}|[A-Z]{2,4})",
     re.DOTALL,
 )
-
-
 _ARCHIVE_SUFFIXES = (
     *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst"),
     *(".rar", ".7z", ".mdb"),
@@ -100,8 +98,8 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
     sources, others = [], []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            kind = ("lmdb", (path,)) if is_lmdb(path) else None
+        if is_lmdb(path):
+            kind = ("lmdb", (path,))
         else:
             kind = _kind_of(path) if os.path.isfile(path) else None
         if kind is None:

@@ -25,7 +25,8 @@ from personmae_jax.pytorch.stored import Stored
 # Parts of a file's network that are not an encoder's.
 _DROPPED = re.compile(
     r"decoder_.*|decoder\..*|(embeddings\.)?mask_token|masked_embed"
-    r"|head\..*|head_dist\..*|dist_token|(embeddings\.)?distillation_token|pre_logits\..*|lm_head\..*"
+    r"|head\..*|head_dist\..*|dist_token|(embeddings\.)?distillation_token"
+    r"|pre_logits\..*|lm_head\..*"
     r"|pooler\..*|fc\..*|classifier(_\w+)?\..*|bottleneck(_\w+)?\..*"
     r"|part_token[123]|part[123]_pos|sie_embed"
 )
