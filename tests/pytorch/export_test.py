@@ -113,7 +113,9 @@ def test_the_settings_choose_the_weights(tmp_path, encoders):
 
 def test_a_grid_of_more_patches_than_attention_takes_is_refused(workdir, tmp_path):
     with pytest.raises(ConfigError, match="--grid=999x999 makes 998001 patches"):
-        export(workdir, tmp_path / "a.pth", layout="mae", grid=(999, 999))
+        export(
+            workdir, tmp_path / "a.safetensors", layout="safetensors", grid=(999, 999)
+        )
 
 
 def test_another_grid_gets_its_own_positions(workdir, tmp_path):
