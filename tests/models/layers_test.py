@@ -70,3 +70,19 @@ def test_bfloat16_layers_keep_float32_parameters_and_statistics(arrays):
     for line in program.splitlines():
         if " reduce_sum" in line or " exp " in line or " rsqrt" in line:
             assert "f32" in line.split("=")[0], line
+
+
+def test_in_bfloat16_the_gradient_of_a_bias_is_the_float32_sum_over_rows():
+    rng = np.random.default_rng(0)
+    y, shape = jnp.asarray(rng.normal(size=(3, 65, 24)), jnp.bfloat16), (3, 65, 16)
+    layer = layers.Dense(24, dtype=jnp.bfloat16)
+    params = layer.init(jax.random.key(0), jnp.zeros(shape))
+
+    def loss(params):
+        out = layer.apply(params, jnp.zeros(shape))
+        return jnp.sum((out * y).astype(jnp.float32))
+
+    gradient = jax.grad(loss)(params)["params"]["bias"]
+    assert gradient.dtype == jnp.float32
+    exact = np.asarray(y, np.float64).sum((0, 1))
+    np.testing.assert_allclose(gradient, exact, atol=1e-4)
