@@ -19,7 +19,8 @@ def get_config() -> Config:
     cfg.data.height, cfg.data.width = 256, 128
     # RegionB, which is predicted, lies inside RegionA; blocks of A are hidden.
     cfg.regions.min_area, cfg.regions.nested = 0.8, 1.0
-    cfg.masks.kind, cfg.masks.ratio = "block", 0.5
+    # 63 patches stay, 64 tokens with cls: a TPU pads them to a multiple of 8.
+    cfg.masks.kind, cfg.masks.ratio = "block", 65 / 128
     # Two small decoders predict the whole of B: its pixels, and the teacher's features.
     cfg.pixel_predictor = PredictorConfig(
         width=512,

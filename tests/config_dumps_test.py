@@ -13,7 +13,7 @@ from personmae_jax.errors import ConfigError
 
 SCRIPT = runpy.run_path(str(goldens.GOLDEN / "make_config_dumps.py"))
 DUMPS = SCRIPT["dumps"]()
-RENEW = "if this change is meant: python tests/golden/make_config_dumps.py"
+RENEW = "if this change is meant: PYTHONPATH=. python tests/golden/make_config_dumps.py"
 
 
 @pytest.mark.parametrize("name", DUMPS)
@@ -47,6 +47,12 @@ def test_every_config_passes_its_check_once_it_has_data(path):
 def test_a_dump_is_read_back_as_the_same_config(name):
     path = SCRIPT["CONFIGS"] / name.removeprefix("configs/").replace(".json", ".py")
     assert config_from_json(DUMPS[name]) == SCRIPT["load_config"](path)
+
+
+@pytest.mark.parametrize("name", ["vits", "vitb", "vitl"])
+def test_a_long_run_encodes_as_many_tokens_as_a_tpu_holds_without_padding(name):
+    cfg = SCRIPT["load_config"](SCRIPT["CONFIGS"] / f"{name}.py")
+    assert (1 + cfg.num_patches - cfg.num_hidden) % 8 == 0
 
 
 def test_weight_decay_is_on_matrices_and_nothing_else():

@@ -1,6 +1,6 @@
 """Writes what a reviewer should see change: every config and the parameter names.
 
-    python tests/golden/make_config_dumps.py
+    PYTHONPATH=. python tests/golden/make_config_dumps.py
 
 configs/NAME.json holds every setting of configs/NAME.py of the repository;
 param_names.txt the parameters of the quickstart's network cut to two blocks: name,
