@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -193,3 +196,26 @@ def test_a_run_killed_after_its_last_step_gets_its_curves_at_the_next_start(
     curves.unlink()
     assert loop.run(training_in_rounds(3), str(tmp_path)) == loop.FINISHED
     assert curves.read_bytes() == drawn
+
+
+COMPILE_ON_A_FULL_DISK = """
+import resource, sys
+import jax
+from etils import epath
+from personmae_jax.engine.loop import keep_compiled
+keep_compiled(epath.Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+jax.jit(lambda x: x + 1)(1.0)
+"""
+
+
+def test_a_cache_that_a_full_disk_does_not_take_is_no_news(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_ON_A_FULL_DISK, tmp_path],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""

@@ -87,6 +87,37 @@ print(json.dumps({k: v.removeprefix("--config=") for k, v in configs.items()}))
 """
 
 
+def test_what_links_in_its_folder_lead_to_is_never_written(tmp_path):
+    (tmp_path / "empty.py").touch()
+    out = tmp_path / "run_report"
+    (out / "a").mkdir(parents=True)
+    (out / "a/retrieval.json").write_text('{"mAP": 0.5, "rank1": null, "step": 3}')
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("report.md", "report.png"):
+        (out / name).symlink_to(mine)
+    subprocess.run(
+        [sys.executable, "-c", _REPORT_ONE, str(ROOT / "launch"), "--workdir=run"],
+        cwd=tmp_path,
+        env=environment({"JAX_PLATFORMS": "cpu"}),
+        check=True,
+    )
+    assert mine.read_text() == "mine"
+    assert "| A | ours | 50.0 | nan |" in (out / "report.md").read_text()
+
+
+_REPORT_ONE = """
+import pathlib, sys
+sys.path.insert(0, sys.argv.pop(1))
+import report
+report.flags.FLAGS(sys.argv)
+report.output.guard()
+launcher = str(pathlib.Path("empty.py").absolute())
+report.tasks = lambda out: [report.Task("a", "A", launcher, ())]
+report.main()
+"""
+
+
 @pytest.mark.slow
 def test_tasks_are_run_one_by_one_interrupted_and_tabled(tmp_path, people, cache):
     source = exported.small_config()

@@ -238,6 +238,15 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
         estimate.measure(tiny_config(), dump_hlo=str(tmp_path / "none" / "x"))
 
 
+def test_a_step_that_jaxlib_cannot_read_back_is_one_sentence():
+    class Unreadable(Compiled):
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: unknown opcode\nin a.cc:3")
+
+    with pytest.raises(RunError, match=r"\(INTERNAL: unknown opcode\), a fault of"):
+        estimate._text(Unreadable(0, 0), None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--topology=v5e:2x2", "--device=here")])
 def test_the_command_wants_just_one_place(arguments):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import logging
 from etils import epath
 from image_files import (
     encoded,
@@ -29,6 +30,7 @@ from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare import job as prepare_module
 from personmae_jax.prepare.job import prepare
 from personmae_jax.prepare.plan import Request, make_plan, read_plan
+from personmae_jax.prepare.pool import worker_pool
 from personmae_jax.prepare.shard import write_shard
 from personmae_jax.prepare.sources import open_reader
 from personmae_jax.prepare.verify import check, check_shard
@@ -500,3 +502,22 @@ def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path):
         read_plan(epath.Path(tmp_path))
     (tmp_path / "file").touch()
     assert read_plan(epath.Path(tmp_path / "file" / "out")) is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted", "shards"), [(2**31, 2**31, 2**18), (3, 4, 1), (3, 3, 2)]
+)
+def test_a_plan_whose_numbers_cannot_be_is_damaged(tmp_path, listed, wanted, shards):
+    source = write_folder(tmp_path / "source", members(3))
+    make_plan(epath.Path(tmp_path), Request(source=(str(source),)))
+    file = tmp_path / "plan.json"
+    numbers = {"num_listed": listed, "num_members": wanted, "num_shards": shards}
+    file.write_text(json.dumps(json.loads(file.read_text()) | numbers))
+    with pytest.raises(ConfigError, match="plan.json is damaged; remove"):
+        read_plan(epath.Path(tmp_path))
+
+
+def test_what_a_worker_process_tells_moves_no_cursor(capfd):
+    with worker_pool(1) as pool:
+        pool.submit(logging.warning, "%s", "a\x1b[31m.jpg").result()
+    assert "a\\x1b[31m.jpg" in capfd.readouterr().err

@@ -408,3 +408,14 @@ def test_meta_is_told_in_the_file(workdir, tmp_path):
     assert meta["weights"] == "teacher"
     assert json.loads(meta["step"]) == 20
     assert any(line.startswith("jax ") for line in json.loads(meta["versions"]))
+
+
+def test_a_head_that_only_a_checkpoint_describes_is_not_believed(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/20"
+    about = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    about["custom_metadata"]["config"]["head"] = "use_cameras"
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
+    (folder / "state/digests.json").unlink()  # as of an earlier version
+    told = export(tmp_path / "run", tmp_path / "a.safetensors", layout="safetensors")
+    assert "camera" not in told

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch_files
 from importer_test import assert_encoder, refusal, with_file
+from safetensors.numpy import save_file
 from tiny import tiny_config
-from torch_files import learned_table, save_torch
+from torch_files import learned_table, prefixed, save_torch
 
 from personmae_jax import pixels
 from personmae_jax.config import Config
@@ -15,7 +16,7 @@ from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
 from personmae_jax.pixels import patchify
-from personmae_jax.pytorch import weights
+from personmae_jax.pytorch import layouts, weights
 from personmae_jax.pytorch.importer import (
     fold_normalisation,
     read_encoder,
@@ -224,6 +225,17 @@ def test_the_row_of_a_distillation_token_is_left_out(tensors, tmp_path):
     params, notes = read_encoder(with_file(path, learned_positions=True))
     assert_encoder(params, tensors, pos_embed=table)
     assert notes[-1] == "Left out of it: dist_token, head_dist.weight."
+
+
+def test_so_is_the_row_of_transformers_deit(tensors, tmp_path):
+    table = learned_table(tiny_config(), 8)
+    content = layouts.to_huggingface(tensors) | {
+        "embeddings.position_embeddings": np.insert(table, 1, 5, axis=1),
+        "embeddings.distillation_token": np.ones((1, 1, table.shape[2]), "f4"),
+    }
+    save_file(prefixed("deit.", content), tmp_path / "f.safetensors")
+    cfg = with_file(tmp_path / "f.safetensors", learned_positions=True)
+    assert_encoder(read_encoder(cfg).params, tensors, pos_embed=table)
 
 
 def test_our_export_tells_the_grid_that_its_number_of_patches_does_not(

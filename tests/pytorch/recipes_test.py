@@ -41,10 +41,12 @@ VITB = VITS | {"width": 768, "num_heads": 12, "architecture": "ViT-B/16"}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
-def told(layout: str, meta: dict, grid=(16, 8)) -> dict[str, str]:
+def told(
+    layout: str, meta: dict, grid=(16, 8), file: str = "vit.pth"
+) -> dict[str, str]:
     """Recipe by codebase."""
     sizes = {"grid": list(grid), "image_size": [16 * side for side in grid]}
-    text = instructions("vit.pth", layout, meta | sizes)
+    text = instructions(file, layout, meta | sizes)
     parts = re.split(r"^### (.*)\n", text, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -92,6 +94,12 @@ def test_every_recipe_is_held_against_a_table():
     for codebase, names in CALLS.items():
         code = "".join(re.findall(r"^ {4}(.*)", found[codebase], flags=re.MULTILINE))
         assert set(re.findall(r"(\w+)=", code)) == names
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_path_with_a_space_is_one_word_in_every_recipe(layout):
+    for codebase, text in told(layout, VITB, (14, 14), file="my vit.pth").items():
+        assert text.count("my vit.pth") == text.count("'my vit.pth'") > 0, codebase
 
 
 @pytest.mark.parametrize("grid", [(16, 8), (24, 8), (21, 10)])
