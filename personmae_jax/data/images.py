@@ -8,6 +8,7 @@ Importing this module turns OpenCV's own threads off (the pipeline has its own),
 decoding turns Pillow's warnings off: an `Outcome` says what they would.
 """
 
+import contextlib
 import enum
 import io
 import warnings
@@ -26,6 +27,7 @@ cv2.setNumThreads(0)
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # Exif tag
+_SEEN = 2.55  # mean alpha, 1 %: below it an image is white, whatever its colours
 
 # Exif orientation -> (transpose, then flip rows, then flip columns); JEITA CP-3451.
 _ORIENTATIONS = {
@@ -69,7 +71,7 @@ class Outcome(enum.IntEnum):
     SIXTEEN_BIT = 4, "16 bits a channel; the upper 8 were kept"
     ALPHA = 5, "transparency; laid on white"
     GREYSCALE = 6, "greyscale; repeated to 3 channels"
-    ALL_TRANSPARENT = 7, "transparent everywhere; its colours were taken"
+    ALL_TRANSPARENT = 7, "transparent all but everywhere; its colours were taken"
     EXTRA_BYTES = 8, "bytes between its pixels and its end; they were left out"
 
     EMPTY = 32, "empty"
@@ -232,11 +234,9 @@ def _to_rgb(
         outcome = Outcome.GREYSCALE
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        if layer.getchannel("A").getextrema() == (
-            0,
-            0,
-        ):  # as in many BMP
-            return np.array(layer)[..., :3].copy(), Outcome.ALL_TRANSPARENT
+        pixels = np.asarray(layer)
+        if pixels[..., 3].mean() < _SEEN:  # as in many BMP
+            return pixels[..., :3].copy(), Outcome.ALL_TRANSPARENT
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return np.array(image.convert("RGB")), outcome
@@ -249,10 +249,16 @@ def _ignore_pillow_warnings() -> None:
 
 def _orientation(image: Image.Image) -> int:
     """The Exif orientation, 1 to 8; a broken Exif block is as good as none."""
-    try:
+    # One by one, since Pillow joins those of a JPEG: an empty one would hide the next.
+    blocks = [b for _, b in getattr(image, "applist", ()) if b[:6] == b"Exif\0\0"]
+    exif = Image.Exif()
+    for block in blocks[:4]:  # of thousands each would take its time
+        with contextlib.suppress(Exception):
+            exif.load(block)
+            return exif[_ORIENTATION]
+    with contextlib.suppress(Exception):
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
+    return 1
 
 
 def _orient(

@@ -346,9 +346,25 @@ def test_exif_orientation_counts_wherever_it_stands_before_the_pixels():
         assert _decode_small(moved)[1] == Outcome.ROTATED
 
 
+@pytest.mark.parametrize("block", [b"MM\0*\0\0\0\x08", b"MM\0*\0\0"])
+def test_an_empty_exif_block_hides_no_other(block):
+    out = io.BytesIO()
+    Image.fromarray(_noise()).save(out, "JPEG", exif=_exif(6))
+    data = out.getvalue()
+    segment = b"\xff\xe1" + (8 + len(block)).to_bytes(2) + b"Exif\0\0" + block
+    start = data.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+    for place in (start, end):
+        doubled = data[:place] + segment + data[place:]
+        assert _decode_small(doubled)[1] == Outcome.ROTATED
+
+
+@pytest.mark.parametrize("seen", [0, 1])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_an_image_that_is_transparent_everywhere_keeps_its_colours(kind):
+def test_an_image_that_is_transparent_everywhere_keeps_its_colours(kind, seen):
+    """All but everywhere: of a white image nothing could be learnt either."""
     pixels = np.dstack([_noise(), np.zeros((32, 16), np.uint8)])
+    pixels[:seen, 0, 3] = 255
     out = io.BytesIO()
     options = dict(lossless=True, exact=True) if kind == "WEBP" else {}
     Image.fromarray(pixels).save(out, kind, **options)
