@@ -37,6 +37,12 @@ def choose_positions(
     trained = {cfg.grid, _told_grid(meta, "trained_grid") or cfg.grid}
     coded = _sine_cosine_grids(table, dtype, trained)
     here, count = _say(cfg.grid), table.shape[1] - 1
+    if coded and cfg.init.grid not in (None, coded[0]):
+        raise ConfigError(
+            f"config.init.torch_weights={cfg.init.torch_weights} has the fixed codes "
+            f"of {_say(coded[0])} patches, not of {_say(cfg.init.grid)}; leave out "
+            "--config.init.grid, which is for learned positions"
+        )
     if not cfg.encoder.learned_positions:
         if coded is None:
             raise ConfigError(

@@ -33,9 +33,9 @@ _DROPPED = re.compile(
 
 _MAX_DEPTH = 16  # of dicts in dicts; files of training frameworks have 4
 
-# Heads of known ViTs, by width, where they are not 64 wide: MAE's ViT-H; timm's ViT-g;
-# open_clip's ViT-bigG.
-_HEADS = {1280: 16, 1408: 16, 1664: 16}
+# Heads of known ViTs, by width, where they are not 64 wide: So400m; MAE's ViT-H; timm's
+# ViT-g; open_clip's ViT-bigG.
+_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 class Recognised(NamedTuple):

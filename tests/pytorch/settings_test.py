@@ -134,7 +134,14 @@ def test_statistics_that_are_none_are_left_aside(file, value):
 
 @pytest.mark.parametrize(
     ("width", "depth", "heads"),
-    [(1280, 1, 16), (1408, 1, 16), (768, 8, 8), (768, 1, 12), (128, 2, 2)],
+    [
+        (1152, 1, 16),
+        (1280, 1, 16),
+        (1408, 1, 16),
+        (768, 8, 8),
+        (768, 1, 12),
+        (128, 2, 2),
+    ],
 )
 def test_heads_that_no_tensor_tells_are_those_of_the_known_vit_and_called_a_guess(
     file, width, depth, heads
@@ -195,6 +202,13 @@ def test_a_grid_of_another_number_of_patches_is_refused(file):
     save_file(torch_files.make_tensors(vit()) | learned(196), file)
     with pytest.raises(ConfigError, match=r"196 patches.*\(not 16 x 12\)"):
         settings_of(file, grid=(16, 12))
+
+
+def test_another_grid_than_that_of_fixed_codes_is_refused(file):
+    save_file(torch_files.make_tensors(vit()), file)
+    read_encoder(settings_of(file, grid=(16, 8)))
+    with pytest.raises(ConfigError, match="codes of 16 x 8 patches, not of 8 x 16"):
+        read_encoder(settings_of(file, grid=(8, 16)))
 
 
 def test_a_grid_that_was_guessed_from_a_number_is_said(file):
