@@ -21,6 +21,7 @@ from personmae_jax.errors import RunError, first_line
 
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that
+_ABOUT = "_CHECKPOINT_METADATA"  # inside STEP/
 _MAX_JSON = 1 << 26  # bytes of a description; ours have 1 MB at most
 # Weights hardly compress, but a teacher without training and Adam's first moments do.
 _MAX_RATIO, _SMALL = 100, 1 << 30  # bytes in memory for one on storage; never refused
@@ -29,7 +30,7 @@ _DAMAGE = re.compile("DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION")
 
 
 class HashedState(ocp.StandardCheckpointHandler):
-    """Writes the SHA-256 of every file of the state beside them.
+    """Writes the SHA-256 of every file of the state beside them, and of what it is of.
 
     Orbax calls `finalize` in the background, on the main process, when all processes
     have written and before the checkpoint takes its name: so none is ever without.
@@ -39,7 +40,7 @@ class HashedState(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
-        text = json.dumps(_digests(directory, _files(directory)), indent=0)
+        text = json.dumps(_digests(directory, [*_files(directory), _ABOUT]), indent=0)
         (directory / _DIGESTS).write_text(text)
 
 
@@ -66,7 +67,9 @@ def verify(folder: epath.Path) -> None:
     except Exception as e:  # each storage has its own errors
         raise damaged(folder, e) from e
     if wrong:
-        raise damaged(folder, LookupError(f"{wrong[0]} is not as it was written"))
+        raise damaged(
+            folder, LookupError(f"{wrong[0]} is not what was written for this step")
+        )
 
 
 def _files(directory: epath.Path, prefix: str = "") -> list[str]:
@@ -79,6 +82,11 @@ def _files(directory: epath.Path, prefix: str = "") -> list[str]:
 
 def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
     def digest(name: str) -> str:
+        if name == _ABOUT:  # binds the state to its step and settings
+            step = directory.parent.name.partition(".")[0]  # of STEP.tmp, too
+            about = _read_json(directory.parent / _ABOUT)["custom_metadata"]
+            text = json.dumps([step, about], sort_keys=True)
+            return hashlib.sha256(text.encode()).hexdigest()
         with open_to_read(directory / name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -122,10 +130,10 @@ def whole_steps(folder: epath.Path) -> list[int]:
 def read_about(folder: epath.Path) -> dict[str, Any]:
     """What `Checkpoints` saved beside the state in STEP/."""
     try:
-        about = _read_json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
+        about = _read_json(folder / _ABOUT)["custom_metadata"]
         kinds = {"config": dict, "git_revision": str | None, "versions": dict}
         if wrong := [k for k, kind in kinds.items() if not isinstance(about[k], kind)]:
-            raise LookupError(f"_CHECKPOINT_METADATA has no {wrong[0]} of a run")
+            raise LookupError(f"{_ABOUT} has no {wrong[0]} of a run")
         return {key: about[key] for key in kinds}
     except Exception as e:  # each storage has its own errors
         raise damaged(folder, e) from e

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,21 @@ def test_a_lost_file_is_found(saved):
     lost.unlink()
     with pytest.raises(RunError, match="checkpoints/20 is damaged .*from step 10"):
         restore_encoder(saved)
+
+
+@pytest.mark.parametrize("how", ["state", "about"])
+def test_a_state_belongs_to_its_step_and_settings(saved, how):
+    folder = saved / "checkpoints" / "20"
+    if how == "state":
+        shutil.rmtree(folder / "state")
+        shutil.copytree(saved / "checkpoints" / "10" / "state", folder / "state")
+    else:
+        file = folder / "_CHECKPOINT_METADATA"
+        file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+        assert describe(saved)[1]["config"]["train"]["seed"] == 4
+    with open_checkpoints(saved) as checkpoints:
+        with pytest.raises(RunError, match="_METADATA is not what was written for thi"):
+            checkpoints.restore(abstract(make_state(0)))
 
 
 def test_a_checkpoint_of_an_earlier_version_loads_and_has_no_digests_is_said(
