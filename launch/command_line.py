@@ -175,10 +175,10 @@ def _parse(argv: list[str], more_of: str | None) -> list[str]:
             raise ConfigError(f"{rest[0]!r} is no flag; flags are --NAME=VALUE")
         for name in {"out", "workdir"} & {*flags.FLAGS}:
             given = flags.FLAGS[name].value or ""
-            if re.search("[\ud800-\udfff]", given):  # how Python reads such bytes
+            if os.fsencode(given) != given.encode(errors="replace"):
                 raise ConfigError(
-                    f"--{name}={given} is not UTF-8, which the libraries that write "
-                    "there need; give it another name"
+                    f"--{name}={given} is not read as UTF-8, which the libraries that "
+                    "write there need; rename it, or set PYTHONUTF8=1 if it is"
                 )
         return argv[:1]
     except SystemExit:  # --help; absl would leave with 1

@@ -266,7 +266,20 @@ def test_a_folder_for_output_whose_name_is_not_utf_8_is_refused():
     assert say("g\xf6\u4e00", None, PARSE) == (0, "")
     code, said = say("g\udcff", None, PARSE)
     assert code == 2
-    assert said.startswith("error: --workdir=g\\udcff is not UTF-8, which")
+    assert said.startswith("error: --workdir=g\\udcff is not read as UTF-8, which")
+
+
+def test_a_locale_that_cannot_read_a_name_is_told_from_a_bad_name(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    assert say("g", None, PARSE) == (0, "")
+    code, said = say(
+        os.fsencode("g\xf6").decode("ascii", "surrogateescape"), None, PARSE
+    )
+    assert code == 2
+    assert said.endswith("or set PYTHONUTF8=1 if it is\n")
+    monkeypatch.setenv("PYTHONUTF8", "1")
+    assert say("g\xf6", None, PARSE) == (0, "")
 
 
 def test_links_that_go_round_are_no_traceback(tmp_path):
