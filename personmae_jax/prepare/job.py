@@ -123,11 +123,7 @@ def _open_folder(folder: epath.Path, request: Request) -> Plan | None:
         raise ConfigError(
             f"--out={folder} holds other files, e.g. {min(others)}; name a new folder"
         )
-    for _, paths in find_sources(request.source):
-        if any(folder.is_relative_to(os.path.abspath(path)) for path in paths):
-            raise ConfigError(
-                f"--out={folder} lies in --source={paths[0]}; name a folder outside"
-            )
+    find_sources(request.source)  # refuses before anything is written
     return None
 
 

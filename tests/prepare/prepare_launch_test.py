@@ -179,6 +179,7 @@ def test_a_damaged_database_that_kills_its_reader_is_one_sentence(tmp_path):
         (["--source", "/nowhere", "--out", "o"], "--source=/nowhere: there is nothing"),
         (["--source", "/", "--out", "o", "--processes=0"], "processes"),
         (["x.zip", "--out", "o"], "'x.zip' is no flag"),
+        (["--source", "tests", "--out", "tests/o"], "--out=tests/o lies in tests"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(arguments, words, tmp_path):
