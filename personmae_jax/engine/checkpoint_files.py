@@ -63,13 +63,10 @@ def verify(folder: epath.Path) -> None:
         if not wanted or any(".." in name or name[0] == "/" for name in wanted):
             raise LookupError(f"{_DIGESTS} does not name the files beside it")
         found = _digests(state, list(wanted))  # a lost one raises
-        wrong = [name for name in wanted if found[name] != wanted[name]]
+        if wrong := [name for name in wanted if found[name] != wanted[name]]:
+            raise LookupError(f"{wrong[0]} is not what was written for this step")
     except Exception as e:  # each storage has its own errors
         raise damaged(folder, e) from e
-    if wrong:
-        raise damaged(
-            folder, LookupError(f"{wrong[0]} is not what was written for this step")
-        )
 
 
 def _files(directory: epath.Path, prefix: str = "") -> list[str]:

@@ -131,14 +131,9 @@ def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
             dropped.append(f"{prefix}fc_norm.{leaf}")
         elif pooled is not None:
             named[f"norm.{leaf}"] = pooled
-    has_dist = any(
-        name.endswith(("dist_token", "distillation_token")) for name in dropped
-    )
-    return Recognised(
-        _join_positions(_join_qkv(named), has_dist),
-        dropped,
-        name.strip("."),
-    )
+    has_dist = any(re.search("dist(illation)?_token$", key) for key in dropped)
+    tensors = _join_positions(_join_qkv(named), has_dist)
+    return Recognised(tensors, dropped, name.strip("."))
 
 
 def some(names: Sequence[str], limit: int = 12) -> str:
