@@ -1,7 +1,6 @@
 """Training without labels as the loop runs it: its data, its scores, what it leaves."""
 
 import functools
-from typing import Any
 
 import jax
 from etils import epath
@@ -25,19 +24,31 @@ from personmae_jax.unsupervised.report import ClusterReport
 from personmae_jax.unsupervised.rounds import PseudoLabels
 
 
-def run(cfg: UnsupervisedConfig, workdir: str, *data: Any, **options: Any) -> int:
+def run(
+    cfg: UnsupervisedConfig,
+    workdir: str,
+    target: Unlabelled,
+    people: ReidDataset | None,
+    scored: ReidDataset | None = None,
+    *,
+    labels: type[PseudoLabels] = PseudoLabels,
+) -> int:
     """Trains to the last step or until interrupted; resumes what `workdir` holds.
 
-    The arguments are those of `make_training`, as are the errors before the first step.
+    Scores by `scored`, else by `people`, steer nothing; without either there are none.
+    `people` are those of the target, for `known_` rows. `labels` makes pseudo labels.
 
     Returns:
       The exit code of `loop.run`.
 
     Raises:
+      ConfigError: The settings do not fit the devices, the workdir or what the encoder
+        starts from.
       RunError: The run had to stop, e.g. because everybody is one cluster. Checkpoints
         saved before are good.
     """
-    return loop.run(make_training(cfg, workdir, *data, **options), workdir)
+    training = make_training(cfg, workdir, target, people, scored, labels=labels)
+    return loop.run(training, workdir)
 
 
 def make_training(
@@ -49,15 +60,7 @@ def make_training(
     *,
     labels: type[PseudoLabels] = PseudoLabels,
 ) -> Training:
-    """Returns what the loop runs.
-
-    Scores by `scored`, else by `people`, steer nothing; without either there are none.
-    `people` are those of the target, for `known_` rows. `labels` makes pseudo labels.
-
-    Raises:
-      ConfigError: The settings do not fit the devices, the workdir or what the encoder
-        starts from.
-    """
+    """Returns what the loop runs; arguments and errors are those of `run`."""
     check_unsupervised(cfg, jax.device_count())
     start = functools.cache(lambda: read_encoder(cfg))
     if not has_checkpoint(workdir):
