@@ -10,8 +10,7 @@ for a ViT that masked images of people have pretrained; TransReID's, made for Im
 weights, is `optimizer="sgd"` with base_lr 8e-3, weight_decay 1e-4, layer_decay 1.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from personmae_jax.config import (
@@ -131,24 +130,29 @@ class FinetuneEvalConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class FinetuneConfig(ModelConfig):
-    # `encoder` counts from scratch only: a run or a file brings its own.
-    init: FinetuneInitConfig = dataclasses.field(default_factory=FinetuneInitConfig)
-    data: FinetuneDataConfig = dataclasses.field(default_factory=FinetuneDataConfig)
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-    loss: FinetuneLossConfig = dataclasses.field(default_factory=FinetuneLossConfig)
-    optim: FinetuneOptimConfig = dataclasses.field(default_factory=FinetuneOptimConfig)
-    train: FinetuneTrainConfig = dataclasses.field(default_factory=FinetuneTrainConfig)
-    eval: FinetuneEvalConfig = dataclasses.field(default_factory=FinetuneEvalConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    # The last checkpoint and that of the best mAP are kept.
-    checkpoint: CheckpointConfig = dataclasses.field(
+class PeopleConfig(ModelConfig):
+    """What every training on people has; `encoder` counts from scratch only."""
+
+    init: FinetuneInitConfig = field(default_factory=FinetuneInitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    # The last one, beside the start and that of the best mAP if that is chosen.
+    checkpoint: CheckpointConfig = field(
         default_factory=lambda: CheckpointConfig(keep=1)
     )
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneConfig(PeopleConfig):
+    data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: FinetuneLossConfig = field(default_factory=FinetuneLossConfig)
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
+    eval: FinetuneEvalConfig = field(default_factory=FinetuneEvalConfig)
 
     @property
     def batch_size(self) -> int:
@@ -218,16 +222,9 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
 def check_people(
     cfg: Any, problems: list[str], groups: str, device_count: int | None
 ) -> None:
-    """Adds the rules of every training on people to those found broken; raises.
+    """Adds the rules of every training on people to the `problems` found; raises.
 
-    Args:
-      cfg: The settings, which have a `batch_size`.
-      problems: A line for every rule of this training that is broken.
-      groups: What `cfg.sampling` counts images of, e.g. "identities".
-      device_count: Devices of all hosts; None before the devices are known.
-
-    Raises:
-      ConfigError: One line for every setting that is wrong.
+    `groups` is what `cfg.sampling` counts images of, e.g. "identities".
     """
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")

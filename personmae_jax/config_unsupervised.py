@@ -10,24 +10,16 @@ its scripts), of which PASS and CION use the same; CAP = arXiv 2012.10674; "ours
 a choice of this project.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from personmae_jax.config import (
-    CheckpointConfig,
-    LogConfig,
-    MeshConfig,
-    ModelConfig,
-    ProfileConfig,
-)
 from personmae_jax.config_check import CHOICES, RANGES
 from personmae_jax.config_finetune import (
     PEOPLE_CHOICES,
     PEOPLE_RANGES,
     AugmentConfig,
     FinetuneDataConfig,
-    FinetuneInitConfig,
     FinetuneOptimConfig,
+    PeopleConfig,
     check_people,
 )
 from personmae_jax.config_values import range_problems
@@ -121,38 +113,18 @@ class UnsupervisedEvalConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class UnsupervisedConfig(ModelConfig):
-    # `encoder` counts from scratch only: a run or a file brings its own.
-    init: FinetuneInitConfig = dataclasses.field(default_factory=FinetuneInitConfig)
-    data: UnsupervisedDataConfig = dataclasses.field(
-        default_factory=UnsupervisedDataConfig
-    )
-    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
-    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
-    sampling: ClusterSamplingConfig = dataclasses.field(
-        default_factory=ClusterSamplingConfig
-    )
-    augment: AugmentConfig = dataclasses.field(  # TransReID-SSL erases up to 0.4
+class UnsupervisedConfig(PeopleConfig):
+    data: UnsupervisedDataConfig = field(default_factory=UnsupervisedDataConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    sampling: ClusterSamplingConfig = field(default_factory=ClusterSamplingConfig)
+    augment: AugmentConfig = field(  # TransReID-SSL erases up to 0.4
         default_factory=lambda: AugmentConfig(erase_max_area=0.4)
     )
-    head: UnsupervisedHeadConfig = dataclasses.field(
-        default_factory=UnsupervisedHeadConfig
-    )
-    optim: UnsupervisedOptimConfig = dataclasses.field(
-        default_factory=UnsupervisedOptimConfig
-    )
-    train: UnsupervisedTrainConfig = dataclasses.field(
-        default_factory=UnsupervisedTrainConfig
-    )
-    eval: UnsupervisedEvalConfig = dataclasses.field(
-        default_factory=UnsupervisedEvalConfig
-    )
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(
-        default_factory=lambda: CheckpointConfig(keep=1)
-    )
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    head: UnsupervisedHeadConfig = field(default_factory=UnsupervisedHeadConfig)
+    optim: UnsupervisedOptimConfig = field(default_factory=UnsupervisedOptimConfig)
+    train: UnsupervisedTrainConfig = field(default_factory=UnsupervisedTrainConfig)
+    eval: UnsupervisedEvalConfig = field(default_factory=UnsupervisedEvalConfig)
 
     @property
     def batch_size(self) -> int:
@@ -165,10 +137,7 @@ class UnsupervisedConfig(ModelConfig):
 
 
 _CHOICES = PEOPLE_CHOICES | {
-    "data.layout": (
-        *("market1501", "msmt17", "id_folders", "occluded_whole"),
-        *("images", "synthetic"),
-    ),
+    "data.layout": (*CHOICES["eval.layout"], "images", "synthetic"),
     "head.feature": ("cls", "mean", "stripes"),
 }
 _RANGES = PEOPLE_RANGES | {
