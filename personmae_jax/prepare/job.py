@@ -92,8 +92,9 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
 def _work(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
     if plan.request["drop_duplicates"]:
         _find_copies(folder, plan, run_shards)
-    is_left = [s for s in range(plan.num_shards) if not _is_there(folder, plan, s)]
-    run_shards(write_shard, str(folder), plan, is_left)
+    shards = range(plan.num_shards)
+    left = [s for s in shards if not shard_file(folder, s, plan.num_shards).exists()]
+    run_shards(write_shard, str(folder), plan, left)
     finish(folder, plan)
 
 
@@ -153,10 +154,6 @@ def _make_plan(folder: epath.Path, request: Request, earlier: Plan | None) -> Pl
                 f"{folder} cannot be written ({error.strerror}); fix the cause and "
                 "start again with the same command"
             ) from error
-
-
-def _is_there(folder: epath.Path, plan: Plan, shard: int) -> bool:
-    return shard_file(folder, shard, plan.num_shards).exists()
 
 
 def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:

@@ -7,6 +7,8 @@ from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
 
+Place = Int64[np.ndarray, " columns"]  # where a member lies, as its reader knows it
+
 
 class MemberError(Exception):
     """One member that cannot be read, while its neighbours may; says why."""

@@ -5,15 +5,15 @@ import os
 import re
 from typing import Any
 
+import lmdb
 import numpy as np
 from absl import logging
-from jaxtyping import Int64
 
 from personmae_jax import foreign_files
 from personmae_jax.data import safe_pickle
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError, first_line
-from personmae_jax.prepare.listing import Listing, MemberError, no_places
+from personmae_jax.prepare.listing import Listing, MemberError, Place, no_places
 
 DATA_FILE = "data.mdb"
 _KEYS_FILE = "keys.pkl"
@@ -57,8 +57,6 @@ def list_lmdb(path: str) -> Listing:
 
 
 def _open(path: str) -> Any:
-    import lmdb  # only who has such a database needs it
-
     try:
         database = lmdb.open(
             path,
@@ -84,8 +82,6 @@ def _open(path: str) -> Any:
 
 
 def _walk(path: str) -> Names:
-    import lmdb
-
     try:
         with _open(path) as database, database.begin() as transaction:
             names = Names.pack(transaction.cursor().iternext(values=False))
@@ -134,10 +130,9 @@ def _read_keys(file: str) -> tuple[Names, Names | None, Names | None]:
     if "keys" not in columns:
         raise ConfigError(f"{file} is a dict without `keys`; it must hold the names")
     names = to_names(columns["keys"], f"{file}: `keys`")
-    found: dict[str, Names | None] = {}
-    for column in ("pids", "vids"):
+    found: dict[str, Names | None] = {"pids": None, "vids": None}
+    for column in found:
         if (values := columns.get(column)) is None:
-            found[column] = None
             continue
         labels = found[column] = to_names(values, f"{file}: `{column}`")
         if len(labels) != len(names):
@@ -196,16 +191,7 @@ class LmdbReader:
     def __init__(self, paths: tuple[str, ...]):
         self._transaction = _open(paths[0]).begin(buffers=True)
 
-    def read(
-        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
-    ) -> bytes:
-        """The value of the key `name`.
-
-        Raises:
-          MemberError: There is none, it is damaged, or larger than `limit` bytes.
-        """
-        import lmdb
-
+    def read(self, name: bytes, place: Place, limit: int) -> bytes:
         try:
             value = self._transaction.get(name) if 0 < len(name) <= 511 else None
         except lmdb.Error as error:

@@ -24,20 +24,9 @@ from personmae_jax.data.images import BadImage, Outcome, decode
 from personmae_jax.data.names import printable
 from personmae_jax.data.records import MAX_BYTES
 from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.prepare import manifest
 from personmae_jax.prepare.listing import MemberError
 from personmae_jax.prepare.lmdb_source import video_of
-from personmae_jax.prepare.manifest import (
-    CONVERTED,
-    DUPLICATE,
-    NO_DIGEST,
-    REJECTED,
-    ROW,
-    STORED,
-    Checks,
-    digest,
-    digest_file,
-    write_checks,
-)
 from personmae_jax.prepare.plan import Plan, Task, read_plan, read_task
 from personmae_jax.prepare.sources import open_reader
 
@@ -74,7 +63,7 @@ def write_shard(folder: str, shard: int) -> int:
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         checks = _write_records(part, plan, task, copies)
-        write_checks(path, shard, checks)
+        manifest.write_checks(path, shard, checks)
         part.replace(file)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
@@ -89,29 +78,30 @@ def write_shard(folder: str, shard: int) -> int:
 
 def _write_records(
     part: epath.Path, plan: Plan, task: Task, copies: set[int]
-) -> Checks:
+) -> manifest.Checks:
     writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER_OPTIONS)
-    rows = np.zeros(len(task.names), ROW)
+    rows = np.zeros(len(task.names), manifest.ROW)
     sums, rejected, num_bytes = np.zeros((2, 3), np.uint64), [], 0
     min_side = int(str(plan.request["min_side"]))
     for number, name in enumerate(task.names):
         row = rows[number]
         try:
             data = _read_member(plan, task, number)
-            row["digest"] = digest(data)
+            row["digest"] = manifest.digest(data)
             stored, pixels, outcome = _verify(data, min_side)
             row["height"], row["width"], _ = pixels.shape
             row["outcome"] = outcome
             if number in copies:
-                row["state"] = DUPLICATE
+                row["state"] = manifest.DUPLICATE
                 rejected.append((printable(name), "an exact copy of an earlier one"))
                 continue
         except (BadImage, MemberError) as error:
-            row["state"] = REJECTED
+            row["state"] = manifest.REJECTED
             row["outcome"] = getattr(error, "outcome", Outcome.UNREADABLE)
             rejected.append((printable(name), _reason(error, min_side)))
             continue
-        row["state"] = STORED if stored is data else CONVERTED
+        is_stored = stored is data
+        row["state"] = manifest.STORED if is_stored else manifest.CONVERTED
         record = _serialise(stored, task, number)
         row["checksum"] = zlib.crc32(record)
         num_bytes += len(record)
@@ -120,14 +110,15 @@ def _write_records(
     writer.close()
     with open(part, "rb") as file:
         os.fsync(file.fileno())
-        file_digest = digest_file(file)
-    return Checks(rows, rejected, sums, num_bytes, file_digest)
+        file_digest = manifest.digest_file(file)
+    return manifest.Checks(rows, rejected, sums, num_bytes, file_digest)
 
 
 def read_digests(folder: str, shard: int) -> bytes:
     """Digests of the members' bytes end to end, 16 bytes each, before any is written.
 
-    Those that cannot be read have `NO_DIGEST`. Kept in the folder for the next start.
+    Those that cannot be read have `manifest.NO_DIGEST`. Kept in the folder for the next
+    start.
     """
     path = epath.Path(folder) / "tasks" / f"{shard:05}.digests"
     if not path.exists():
@@ -135,9 +126,9 @@ def read_digests(folder: str, shard: int) -> bytes:
         digests = bytearray()
         for number in range(len(task.names)):
             try:
-                digests += digest(_read_member(plan, task, number))
+                digests += manifest.digest(_read_member(plan, task, number))
             except MemberError:
-                digests += NO_DIGEST
+                digests += manifest.NO_DIGEST
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         part.write_bytes(bytes(digests))
         part.replace(path)

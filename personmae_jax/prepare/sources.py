@@ -6,16 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 from absl import logging
-from jaxtyping import Int64
 
 from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
 from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare.joined_file import open_parts
-from personmae_jax.prepare.listing import Listing, MemberError, no_places
+from personmae_jax.prepare.listing import Listing, Place, no_places
 from personmae_jax.prepare.lmdb_source import LmdbReader, is_lmdb, list_lmdb
 from personmae_jax.prepare.tar_source import (
     GZIP_START,
@@ -41,13 +39,12 @@ _ARCHIVE_SUFFIXES = (
 class Reader(Protocol):
     """Reads members of one source; belongs to one process."""
 
-    def read(
-        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
-    ) -> bytes:
+    def read(self, name: bytes, place: Place, limit: int) -> bytes:
         """The member's bytes.
 
         Raises:
-          MemberError: It cannot be read; others may.
+          MemberError: It is not there, damaged, or larger than `limit` bytes; others
+            may be read.
           OSError: The same.
         """
         ...
@@ -61,7 +58,7 @@ def list_sources(paths: Sequence[str]) -> list[Listing]:
     """
     listings = []
     for kind, files in find_sources(paths):
-        listing = _LISTERS[kind](files)
+        listing = _KINDS[kind][0](files)
         if not len(listing.names):
             raise ConfigError(f"--source={files[0]} holds no images; leave it out")
         listings.append(listing)
@@ -195,31 +192,15 @@ class FolderReader:
     def __init__(self, paths: tuple[str, ...]):
         self._root = os.fsencode(paths[0])
 
-    def read(
-        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
-    ) -> bytes:
-        """The file's content.
-
-        Raises:
-          MemberError: It cannot be read, or is larger than `limit` bytes.
-        """
-        try:
-            return foreign_files.read_file(os.path.join(self._root, name), limit)
-        except OSError as error:
-            raise MemberError(error.strerror or "cannot be read") from error
+    def read(self, name: bytes, place: Place, limit: int) -> bytes:
+        return foreign_files.read_file(os.path.join(self._root, name), limit)
 
 
-_LISTERS = {
-    "folder": _list_folder,
-    "zip": list_zip,
-    "tar": list_tar,
-    "lmdb": lambda paths: list_lmdb(paths[0]),
-}
-_READERS = {
-    "folder": FolderReader,
-    "zip": ZipReader,
-    "tar": TarReader,
-    "lmdb": LmdbReader,
+_KINDS = {  # what lists one, and what reads its members
+    "folder": (_list_folder, FolderReader),
+    "zip": (list_zip, ZipReader),
+    "tar": (list_tar, TarReader),
+    "lmdb": (lambda paths: list_lmdb(paths[0]), LmdbReader),
 }
 
 
@@ -231,4 +212,4 @@ def open_reader(kind: str, paths: tuple[str, ...]) -> Reader:
       OSError: It is no longer there.
       ConfigError: The same, of an LMDB.
     """
-    return _READERS[kind](paths)
+    return _KINDS[kind][1](paths)

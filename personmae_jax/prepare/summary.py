@@ -16,15 +16,7 @@ from personmae_jax import foreign_files
 from personmae_jax.data.images import Outcome
 from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import RunError
-from personmae_jax.prepare.manifest import (
-    CONVERTED,
-    DUPLICATE,
-    REJECTED,
-    STORED,
-    Checks,
-    find_copies,
-    read_checks,
-)
+from personmae_jax.prepare import manifest
 from personmae_jax.prepare.plan import Plan
 from personmae_jax.prepare.shard import DATASET, FEATURES
 
@@ -42,14 +34,14 @@ def finish(folder: epath.Path, plan: Plan) -> None:
     Raises:
       RunError: No image could be used, or something cannot be read or written.
     """
-    shards = [read_checks(folder, shard) for shard in range(plan.num_shards)]
+    shards = [manifest.read_checks(folder, shard) for shard in range(plan.num_shards)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("name", "reason"))
     for checks in shards:
         writer.writerows(map(_harmless, checks.rejected))
     rows = np.concatenate([checks.rows for checks in shards])
-    stored = rows[rows["state"] <= CONVERTED]
+    stored = rows[rows["state"] <= manifest.CONVERTED]
     try:
         write_whole(folder / "rejected.csv", text.getvalue())
         if not len(stored):
@@ -75,9 +67,11 @@ def _harmless(row: tuple[str, str]) -> tuple[str, str]:
     return ("'" + name if name[:1] in ("=", "+", "-", "@") else name), reason
 
 
-def _summarise(plan: Plan, shards: list[Checks], rows: np.ndarray) -> dict[str, Any]:
-    stored = rows[rows["state"] <= CONVERTED]
-    converted = stored[stored["state"] == CONVERTED]["outcome"].tolist()
+def _summarise(
+    plan: Plan, shards: list[manifest.Checks], rows: np.ndarray
+) -> dict[str, Any]:
+    stored = rows[rows["state"] <= manifest.CONVERTED]
+    converted = stored[stored["state"] == manifest.CONVERTED]["outcome"].tolist()
     reasons = collections.Counter(
         reason for checks in shards for _, reason in checks.rejected
     )
@@ -89,20 +83,20 @@ def _summarise(plan: Plan, shards: list[Checks], rows: np.ndarray) -> dict[str, 
         math.sqrt(max(0.0, square / num_pixels - m * m))
         for m, square in zip(mean, sums[1], strict=True)
     ]
-    num_copies = int(find_copies(stored["digest"]).sum())
-    num_dropped = int((rows["state"] == DUPLICATE).sum())
+    num_copies = int(manifest.find_copies(stored["digest"]).sum())
+    num_dropped = int((rows["state"] == manifest.DUPLICATE).sum())
     return {
         "in_source": plan.num_listed,
         "wanted": plan.num_members,
         "stored": len(stored),
         "shards": plan.num_shards,
         "bytes": sum(checks.num_bytes for checks in shards),
-        "kept_bit_for_bit": int((stored["state"] == STORED).sum()),
+        "kept_bit_for_bit": int((stored["state"] == manifest.STORED).sum()),
         "converted_to_png": {
-            _conversion(Outcome(value)): count
+            Outcome(value).reason if value != Outcome.PLAIN else "not a JPEG": count
             for value, count in sorted(collections.Counter(converted).items())
         },
-        "rejected": int((rows["state"] == REJECTED).sum()),
+        "rejected": int((rows["state"] == manifest.REJECTED).sum()),
         "exact_copies": num_copies + num_dropped,
         "exact_copies_dropped": num_dropped,
         "reasons": dict(sorted(reasons.items())),
@@ -113,10 +107,6 @@ def _summarise(plan: Plan, shards: list[Checks], rows: np.ndarray) -> dict[str, 
     }
 
 
-def _conversion(outcome: Outcome) -> str:
-    return "not a JPEG" if outcome == Outcome.PLAIN else outcome.reason
-
-
 def _spread(sides: np.ndarray) -> dict[str, int]:
     """Least, middle and greatest, in pixels."""
     points = np.quantile(sides, (0, 0.5, 1), method="lower").astype(int).tolist()
@@ -125,23 +115,19 @@ def _spread(sides: np.ndarray) -> dict[str, int]:
 
 def summary_text(folder: epath.Path) -> str:
     """The summary as a person reads it."""
+    lines = [f"{folder}:"]
     try:
-        return _as_text(folder, foreign_files.read_json(folder / _SUMMARY))
+        for name, value in foreign_files.read_json(folder / _SUMMARY).items():
+            if isinstance(value, dict):
+                value = "; ".join(f"{key}: {x:,}" for key, x in value.items()) or "none"
+            elif isinstance(value, list):
+                value = ", ".join(f"{x:.4f}" for x in value) + " (RGB in 0..1)"
+            else:
+                value = f"{value:,}"
+            lines.append(f"  {name.replace('_', ' ')}: {value}")
     except (OSError, ValueError, TypeError, AttributeError):
         return f"{folder / _SUMMARY} is damaged; --check={folder} looks at the rest"
-
-
-def _as_text(folder: epath.Path, summary: dict[str, Any]) -> str:
-    lines = []
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = "; ".join(f"{key}: {x:,}" for key, x in value.items()) or "none"
-        elif isinstance(value, list):
-            value = ", ".join(f"{x:.4f}" for x in value) + " (RGB in 0..1)"
-        else:
-            value = f"{value:,}"
-        lines.append(f"  {name.replace('_', ' ')}: {value}")
-    return "\n".join((f"{folder}:", *lines))
+    return "\n".join(lines)
 
 
 def _draw_sizes(heights: np.ndarray, widths: np.ndarray) -> UInt8[np.ndarray, "y x 3"]:
@@ -164,7 +150,7 @@ def _draw_sizes(heights: np.ndarray, widths: np.ndarray) -> UInt8[np.ndarray, "y
     return picture
 
 
-def _write_info(folder: epath.Path, shards: list[Checks]) -> None:
+def _write_info(folder: epath.Path, shards: list[manifest.Checks]) -> None:
     """Writes `features.json`, then `dataset_info.json`; no TensorFlow."""
     # 1 s, so only when used
     import tensorflow_datasets as tfds
@@ -184,7 +170,9 @@ def _write_info(folder: epath.Path, shards: list[Checks]) -> None:
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     split = tfds.core.SplitInfo(
         name="train",
-        shard_lengths=[int((c.rows["state"] <= CONVERTED).sum()) for c in shards],
+        shard_lengths=[
+            int((c.rows["state"] <= manifest.CONVERTED).sum()) for c in shards
+        ],
         num_bytes=sum(checks.num_bytes for checks in shards),
         filename_template=tfds.core.ShardedFileTemplate(
             dataset_name=DATASET,

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError, first_line
 from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
-from personmae_jax.prepare.listing import Listing, MemberError
+from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 GZIP_START = b"\x1f\x8b"
 _MAX_HEADER = 2**26  # bytes that tarfile may read at once for a name
@@ -126,14 +125,7 @@ class TarReader(ArchiveReader):
         super().__init__(paths)
         self._stream = _plain_stream(self._file)
 
-    def read(
-        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
-    ) -> bytes:
-        """The member's content.
-
-        Raises:
-          MemberError: It is larger than `limit` bytes, or not there.
-        """
+    def read(self, name: bytes, place: Place, limit: int) -> bytes:
         offset, size = place[:2].tolist()  # others are padding
         if size > limit:
             raise MemberError(f"more than {limit} bytes")

@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
-from personmae_jax.prepare.listing import Listing, MemberError
+from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # PK78: a split archive
 
@@ -199,15 +199,7 @@ def _read_zip64(extra: bytes, *short: int) -> Iterator[int]:
 class ZipReader(ArchiveReader):
     """Reads members of one zip archive by their places."""
 
-    def read(
-        self, name: bytes, place: Int64[np.ndarray, " columns"], limit: int
-    ) -> bytes:
-        """The member's content, checked.
-
-        Raises:
-          MemberError: It is damaged, encrypted, compressed in another way, or larger
-            than `limit` bytes.
-        """
+    def read(self, name: bytes, place: Place, limit: int) -> bytes:
         offset, stored, size, checksum, method = place.tolist()
         if max(size, stored) > limit:
             raise MemberError(f"more than {limit} bytes")

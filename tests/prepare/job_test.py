@@ -418,7 +418,7 @@ def test_a_full_disk_is_told_and_the_finished_shards_stay_good(tmp_path, monkeyp
 
     def stopping(function, folder, plan, shards):
         function(folder, 2)
-        monkeypatch.setattr("personmae_jax.prepare.shard.write_checks", full)
+        monkeypatch.setattr("personmae_jax.prepare.manifest.write_checks", full)
         function(folder, 1)
 
     request = Request(source=(str(source),))
