@@ -144,7 +144,6 @@ def table(found: list[Result]) -> str:
 
 def chart(found: list[Result]) -> bytes:
     """PNG: a bar of mAP for every line of the table, a panel for every task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     by_task = {line.task: [] for line in found}
@@ -152,7 +151,6 @@ def chart(found: list[Result]) -> bytes:
         by_task[line.task].append(line)
     widths = [len(lines) + 0.5 for lines in by_task.values()]  # a bar is an inch
     figure = Figure(figsize=(sum(widths) + 0.5, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(
         *(1, len(widths)), squeeze=False, sharey=True, width_ratios=widths
     )[0]

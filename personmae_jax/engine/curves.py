@@ -5,8 +5,8 @@ import io
 from absl import logging
 from etils import epath
 
+from personmae_jax.engine import pictures
 from personmae_jax.engine.metrics import read_rows
-from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import first_line
 
 # Rows of metrics.jsonl, by panel; a panel none of whose rows a run has is left out.
@@ -30,9 +30,7 @@ def write_curves(path: epath.Path) -> None:
     Never fails a finished run: what prevents the picture is said in one warning.
     """
     try:
-        png = _plot(read_rows(path))
-        (path / "pictures").mkdir(parents=True, exist_ok=True)
-        write_whole(path / "pictures" / "curves.png", png)
+        pictures.write(path, "curves.png", _plot(read_rows(path)))
     except Exception as error:  # the run itself is finished and saved
         logging.warning("pictures/curves.png was not written: %s", first_line(error))
 
@@ -40,7 +38,6 @@ def write_curves(path: epath.Path) -> None:
 def _plot(rows: list[dict]) -> bytes:
     """Returns a PNG with the panels side by side."""
     # Half a second, so only at the end; without pyplot no display is ever asked for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     curves = {title: _curves(rows, names) for title, names in _PANELS.items()}
@@ -48,7 +45,6 @@ def _plot(rows: list[dict]) -> bytes:
     if not curves:
         raise ValueError("metrics.jsonl holds nothing to draw")
     figure = Figure(figsize=(5.5 * len(curves), 4), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (title, found) in zip(panels, curves.items(), strict=True):
         for name, (steps, values) in found.items():

@@ -18,11 +18,12 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
-from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import (
+    copy_folder,
     is_remote,
     open_in_place,
     read_whole,
@@ -130,18 +131,12 @@ class MetricsWriter(Closing):
         Raises:
           RunError: The disk is full.
         """
-        png = io.BytesIO()
-        Image.fromarray(picture).save(png, format="png")
+        png = pictures.encode(picture)
         with self._report_failure():
-            folder = self._workdir / "pictures"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / f"{step}.png", png.getvalue())
+            pictures.write(self._workdir, f"{step}.png", png)
             height, width, _ = picture.shape
             image = _Summary.Image(
-                height=height,
-                width=width,
-                colorspace=3,
-                encoded_image_string=png.getvalue(),
+                height=height, width=width, colorspace=3, encoded_image_string=png
             )
             value = _Summary.Value(tag="picture", image=image)
             self._write_event(step, summary=_Summary(value=[value]))
@@ -171,11 +166,7 @@ class MetricsWriter(Closing):
                 self._copy()
 
     def _copy(self) -> None:
-        for file in self._local.rglob("*"):
-            if file.is_file():
-                target = self._workdir / file.relative_to(self._local).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
+        copy_folder(self._local, self._workdir)
 
     @contextlib.contextmanager
     def _report_failure(self) -> Iterator[None]:

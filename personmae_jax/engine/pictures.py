@@ -5,13 +5,27 @@ from types import MappingProxyType
 
 import cv2
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, UInt8
+
+from personmae_jax.engine.storage import write_whole
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 
 _MARGIN = 4  # pixels between panels
 _FRAME, _GAP = 4, 12  # pixels: of a frame, and after a query
 _MATCH, _OTHER, _BLACK = (0, 160, 0), (220, 0, 0), (0, 0, 0)
+
+
+def encode(picture: Image) -> bytes:
+    """The picture as a PNG file."""
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+
+
+def write(workdir: epath.Path, name: str, png: bytes) -> None:
+    """Writes WORKDIR/pictures/NAME."""
+    (workdir / "pictures").mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / "pictures" / name, png)
 
 
 def rankings(

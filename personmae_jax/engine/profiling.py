@@ -9,6 +9,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from personmae_jax.config import ProfileConfig
+from personmae_jax.engine.storage import copy_folder
 
 
 class Trace:
@@ -49,8 +50,4 @@ def _record(target: epath.Path):
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             yield
-        for file in pathlib.Path(folder).rglob("*"):
-            if file.is_file():
-                copy = target / file.relative_to(folder).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(file.read_bytes())
+        copy_folder(pathlib.Path(folder), target)

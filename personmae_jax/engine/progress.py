@@ -49,19 +49,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def update(
-        self, step: int, loss: float, images_per_second: float, scores: str = ""
-    ) -> None:
-        """Shows that `step` of the steps are done.
-
-        Args:
-          step: Number of steps done.
-          loss: Of that step.
-          images_per_second: Over all devices and hosts.
-          scores: The latest, as text; ends in two spaces unless there are none.
-        """
-        self.show(step, f"loss {loss:.4f}  {scores}{images_per_second:,.0f} images/s")
-
     def show(self, step: int, text: str) -> None:
         """Shows `text` and the time left after `step` of the steps."""
         text = f"{text}  {self._seconds_left(step)}"

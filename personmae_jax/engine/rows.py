@@ -217,9 +217,8 @@ class Rows:
         if self._writer is not None and self._progress is not None:
             self._warn(p.step, row)
             self._writer.write(p.step, row)
-            self._progress.update(
-                p.step, float(values["loss"]), images_per_second, self._shown
-            )
+            text = f"loss {float(values['loss']):.4f}  {self._shown}"
+            self._progress.show(p.step, f"{text}{images_per_second:,.0f} images/s")
 
 
 def check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:

@@ -7,12 +7,12 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from etils import epath
 
 from personmae_jax import foreign_files
-from personmae_jax.errors import ConfigError
+from personmae_jax.errors import ConfigError, RunError, first_line
 
 LocalPath = TypeVar("LocalPath", pathlib.Path, epath.Path)
 
@@ -92,6 +92,29 @@ def appearing_whole(file: LocalPath) -> Iterator[LocalPath]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)  # a full disk leaves a piece
+
+
+@contextlib.contextmanager
+def open_new(file: pathlib.Path) -> Iterator[BinaryIO]:
+    """A local file to write, which takes its place when it is whole.
+
+    Raises:
+      RunError: It cannot be written.
+    """
+    try:
+        with appearing_whole(file) as part, part.open("wb") as opened:
+            yield opened
+    except OSError as e:
+        raise RunError(f"{file} could not be written ({first_line(e)})") from e
+
+
+def copy_folder(local: pathlib.Path, target: epath.Path) -> None:
+    """Copies all files below a local folder to a folder that may be on `gs://`."""
+    for file in local.rglob("*"):
+        if file.is_file():
+            copy = target / file.relative_to(local).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
 
 
 def open_in_place(file: os.PathLike[str], flags: int) -> int:

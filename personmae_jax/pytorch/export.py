@@ -22,7 +22,7 @@ from personmae_jax.config_check import MAX_PATCHES
 from personmae_jax.config_json import Settings
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.checkpoint import describe, restore_encoder, restore_head
-from personmae_jax.engine.storage import appearing_whole
+from personmae_jax.engine.storage import open_new
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
@@ -124,7 +124,9 @@ def _write(
         else:
             check = verify_without_torch(chosen, file, tensors)
         if reference is not None:
-            _write_reference(reference, examples)
+            arrays = examples._asdict().items()
+            with open_new(reference) as opened:
+                np.savez(opened, **{name: x for name, x in arrays if x is not None})
         card = model_card(str(target), layout, meta, check, _sha256(file))
         _card_of(file).write_text(card, encoding="utf-8")
         if file.is_file():
@@ -143,15 +145,6 @@ def _folder_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_reference(reference: pathlib.Path, examples: Examples) -> None:
-    try:
-        with appearing_whole(reference) as part, part.open("wb") as file:
-            arrays = examples._asdict().items()
-            np.savez(file, **{name: x for name, x in arrays if x is not None})
-    except OSError as e:
-        raise RunError(f"{reference} could not be written ({first_line(e)})") from e
 
 
 def encoder_tensors(

@@ -1,24 +1,20 @@
 """Evaluates person retrieval by an encoder: scores, a table, a picture, features."""
 
 import dataclasses
-import io
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
 
 import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
-from PIL import Image
 
 from personmae_jax import sharding
 from personmae_jax.config import ImageConfig
 from personmae_jax.engine import pictures
-from personmae_jax.engine.storage import appearing_whole
-from personmae_jax.errors import RunError, first_line
+from personmae_jax.engine.storage import open_new
 from personmae_jax.reid import neck, retrieval
 from personmae_jax.reid.datasets import ReidDataset, read_image
 from personmae_jax.reid.evaluation_inputs import (
@@ -169,7 +165,8 @@ def _make_encode(request: Request, subject: Subject, mesh: Mesh) -> Encode:
 
 def _write_scores(folder: pathlib.Path, scores: Scores) -> None:
     text = json.dumps(dataclasses.asdict(scores), indent=2) + "\n"
-    _write(folder / "retrieval.json", lambda file: file.write(text.encode()))
+    with open_new(folder / "retrieval.json") as file:
+        file.write(text.encode())
 
 
 def _write_features(
@@ -181,10 +178,8 @@ def _write_features(
         arrays[f"{part}_cameras"] = people.cameras[records]
         names = [people.records.name(int(record)) for record in records]
         arrays[f"{part}_names"] = np.array(names)
-    _write(
-        folder / "features.npz",
-        lambda file: np.savez(file, allow_pickle=False, **arrays),
-    )
+    with open_new(folder / "features.npz") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _write_picture(
@@ -200,9 +195,8 @@ def _write_picture(
         [panels(people.gallery[places]) for places, _ in ranking.found],
         [is_match for _, is_match in ranking.found],
     )
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, format="png")
-    _write(folder / "ranking.png", lambda file: file.write(png.getbuffer()))
+    with open_new(folder / "ranking.png") as file:
+        file.write(pictures.encode(picture))
 
 
 def _panel(
@@ -211,12 +205,3 @@ def _panel(
     """One image in the proportions in which the encoder sees it."""
     image = read_image(people.records, record, data)
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def _write(file: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
-    """Writes so that a reader finds the old file or the new one, never a part."""
-    try:
-        with appearing_whole(file) as part, part.open("wb") as f:
-            save(f)
-    except OSError as e:
-        raise RunError(f"{file} could not be written ({first_line(e)})") from e

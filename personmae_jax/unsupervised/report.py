@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageDraw
 
 from personmae_jax.config import ImageConfig
+from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import write_whole
 from personmae_jax.reid.datasets import read_resized
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
@@ -35,11 +36,8 @@ class ClusterReport:
         """Writes what is due; adds nothing to the round's row."""
         write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
         if round_ == self._last or round_ % self._every == 0:
-            png = io.BytesIO()
-            Image.fromarray(page(self._target, clusters, features)).save(png, "png")
-            folder = self._workdir / "pictures"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / f"clusters-{round_:04}.png", png.getvalue())
+            png = pictures.encode(page(self._target, clusters, features))
+            pictures.write(self._workdir, f"clusters-{round_:04}.png", png)
         return {}
 
 

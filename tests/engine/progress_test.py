@@ -16,7 +16,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(clock, capsys):
     with Progress(100, start_step=40) as progress:
         for step in range(41, 101):
             clock.now += 1
-            progress.update(step, loss=0.5, images_per_second=1234.0)
+            progress.show(step, "loss 0.5000  1,234 images/s")
     lines = capsys.readouterr().out.splitlines()
     shown = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines]
     assert shown == [41, 51, 61, 71, 81, 91, 100]
@@ -30,7 +30,7 @@ flags.FLAGS.mark_as_parsed()  # this and the next line as absl.app.run does
 logging.use_absl_handler()
 with Progress(3) as progress:
     for step in (1, 2, 3):
-        progress.update(step, loss=0.5, images_per_second=1.0)
+        progress.show(step, "loss 0.5000  1 images/s")
         logging.warning("a log line of step %d", step)
 logging.warning("a log line after the end")
 """
