@@ -15,19 +15,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from personmae_jax.engine import checkpoint_files as files
 from personmae_jax.engine import distributed, revision
-from personmae_jax.engine.checkpoint_files import (
-    STATE,
-    HashedState,
-    compare,
-    damaged,
-    explain,
-    find_step,
-    read_about,
-    read_structure,
-    restore_part,
-    whole_steps,
-)
 from personmae_jax.engine.storage import open_path
 from personmae_jax.errors import Closing, ConfigError, RunError, first_line
 
@@ -58,9 +47,10 @@ def _empty_removed(folder: epath.Path) -> None:
 
 
 def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    registry, handler = ocp.handlers.DefaultCheckpointHandlerRegistry(), HashedState()
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = files.HashedState()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
-        registry.add(STATE, args, handler)
+        registry.add(files.STATE, args, handler)
     return registry
 
 
@@ -134,7 +124,7 @@ class Checkpoints(Closing):
         self._report_failure(
             lambda: self._manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)}),
+                args=ocp.args.Composite(**{files.STATE: ocp.args.StandardSave(state)}),
                 custom_metadata=self._about,
                 force=True,  # the loop decides when
             )
@@ -164,11 +154,11 @@ class Checkpoints(Closing):
             other names, shapes or dtypes.
         """
         self.wait()
-        step = find_step(self._folder, step)
+        step = files.find_step(self._folder, step)
         folder = self._folder / str(step)
-        compare(read_structure(folder), abstract_state, folder)
+        files.compare(files.read_structure(folder), abstract_state, folder)
         kinds = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-        return restore_part(folder, abstract_state, kinds)
+        return files.restore_part(folder, abstract_state, kinds)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether this is the step after which all hosts save and leave.
@@ -198,11 +188,11 @@ class Checkpoints(Closing):
             is_storage = not isinstance(e, jax.errors.JaxRuntimeError)  # same words
             if not is_storage and (lost := distributed.lost_process(e)):
                 raise lost from e
-            whole = whole_steps(self._folder)
+            whole = files.whole_steps(self._folder)
             raise RunError(
                 f"a checkpoint could not be saved in {self._folder} "
-                f"({explain(e)}); fix that and start again: older checkpoints are "
-                f"still good: {', '.join(map(str, whole)) or 'none'}"
+                f"({files.explain(e)}); fix that and start again: older checkpoints "
+                f"are still good: {', '.join(map(str, whole)) or 'none'}"
             ) from e
 
 
@@ -230,16 +220,16 @@ def restore_encoder(
         )
     path = _ENCODERS[weights]
     folder = _folder_of(workdir, step)
-    structure = read_structure(folder)
+    structure = files.read_structure(folder)
     if path[0] not in structure:
         raise ConfigError(f"the run in {workdir} has no {weights}: it was fine-tuned")
     try:
         wanted = functools.reduce(operator.getitem, path, structure)
     except KeyError as e:
-        raise damaged(folder, e) from e
+        raise files.damaged(folder, e) from e
     for name in reversed(path):
         wanted = {name: wanted}
-    return functools.reduce(operator.getitem, path, restore_part(folder, wanted))
+    return functools.reduce(operator.getitem, path, files.restore_part(folder, wanted))
 
 
 def restore_head(
@@ -255,12 +245,12 @@ def restore_head(
       RunError: There is no such checkpoint, or it is damaged.
     """
     folder = _folder_of(workdir, step)
-    structure = read_structure(folder)
+    structure = files.read_structure(folder)
     if "statistics" not in structure:
         raise ConfigError(f"the run in {workdir} was not fine-tuned: it has no head")
     params = {k: v for k, v in structure["params"].items() if k != "encoder"}
     wanted = {"params": params, "statistics": structure["statistics"]}
-    return restore_part(folder, wanted)
+    return files.restore_part(folder, wanted)
 
 
 def describe(
@@ -275,14 +265,14 @@ def describe(
       RunError: There is no such checkpoint, or it is damaged.
     """
     folder = _folder_of(workdir, step)
-    return int(folder.name), read_about(folder)
+    return int(folder.name), files.read_about(folder)
 
 
 def has_checkpoint(workdir: os.PathLike[str] | str) -> bool:
     """Whether a run in `workdir` would be resumed; creates nothing."""
-    return bool(whole_steps(open_path(workdir) / "checkpoints"))
+    return bool(files.whole_steps(open_path(workdir) / "checkpoints"))
 
 
 def _folder_of(workdir: os.PathLike[str] | str, step: int | None) -> epath.Path:
     folder = open_path(workdir) / "checkpoints"
-    return folder / str(find_step(folder, step))
+    return folder / str(files.find_step(folder, step))

@@ -15,12 +15,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from personmae_jax.engine.storage import (
-    is_remote,
-    open_in_place,
-    read_whole,
-    write_whole,
-)
+from personmae_jax.engine import storage
 from personmae_jax.errors import ConfigError
 
 HEARTBEAT = 30.0  # seconds between two refreshes of a lock without flock
@@ -36,7 +31,7 @@ def acquire(folder: epath.Path, flag: str = "--workdir") -> "FileLock | Heartbea
     Raises:
       ConfigError: Another process holds it; the message names host and process.
     """
-    if not is_remote(folder):
+    if not storage.is_remote(folder):
         try:
             return FileLock(folder, flag)
         except OSError as e:  # some network file systems have no flock
@@ -53,7 +48,7 @@ class FileLock:
 
     def __init__(self, folder: epath.Path, flag: str = "--workdir"):
         self._file = folder / "lock"
-        self._fd = open_in_place(self._file, os.O_RDWR)
+        self._fd = storage.open_in_place(self._file, os.O_RDWR)
         where = f"{flag}={folder}"
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,13 +143,13 @@ class HeartbeatLock:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return _parse(read_whole(self._file, _MAX_SIZE))
+            return _parse(storage.read_whole(self._file, _MAX_SIZE))
         except FileNotFoundError:
             return {}
 
     def _write(self) -> None:
         content = _identity() | {"id": self._id, "heartbeat": time.time()}
-        write_whole(self._file, json.dumps(content))
+        storage.write_whole(self._file, json.dumps(content))
 
 
 def _identity() -> dict[str, Any]:
@@ -208,8 +203,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:  # it may be another user's
+        return not isinstance(e, ProcessLookupError)
     return True

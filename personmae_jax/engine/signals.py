@@ -22,24 +22,19 @@ _SHORT = 3.0  # seconds of waiting that need no word
 _KILLED = 130  # 128 + SIGINT, as shells have it
 
 
-def leave_at_once(text: str) -> None:
+def leave_at_once(text: str, end: Callable[[int], object] = os._exit) -> None:
     """From now on both print `text` and end the process with 75."""
 
     def leave(*_: object) -> None:
         print(text, file=sys.stderr)
-        os._exit(_INTERRUPTED)
+        end(_INTERRUPTED)
 
     _install(leave)
 
 
 def leave_in_order(text: str) -> None:
     """The same, but temporary files are removed on the way out."""
-
-    def leave(*_: object) -> None:
-        print(text, file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-
-    _install(leave)
+    leave_at_once(text, end=sys.exit)
 
 
 @contextlib.contextmanager
@@ -50,13 +45,9 @@ def raised(error: type[BaseException]) -> Iterator[None]:
         _install(signal.SIG_DFL)
         raise error
 
-    before = [signal.getsignal(number) for number in _NUMBERS]
-    _install(interrupt)
-    try:
+    with _restored():
+        _install(interrupt)
         yield
-    finally:
-        for number, handler in zip(_NUMBERS, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -65,19 +56,15 @@ def passed_on(child: int) -> Iterator[None]:
 
     Ctrl-C is not: the terminal has sent it to both, and the second one kills.
     """
-    before = [signal.getsignal(number) for number in _NUMBERS]
 
     def pass_on(*_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
 
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, pass_on)
-    try:
+    with _restored():
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, pass_on)
         yield
-    finally:
-        for number, handler in zip(_NUMBERS, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -156,6 +143,17 @@ def _wait_for_interrupts(reader: int) -> None:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
             os._exit(_KILLED)
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Puts the handlers back that were there before."""
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _install(handler: Callable[..., object] | signal.Handlers) -> None:

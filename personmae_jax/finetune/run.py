@@ -10,14 +10,9 @@ from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.training import Training
+from personmae_jax.finetune import sampling
 from personmae_jax.finetune.model import make_encode
 from personmae_jax.finetune.program import build
-from personmae_jax.finetune.sampling import (
-    FinetuneBatches,
-    camera_numbers,
-    num_cameras,
-    num_identities,
-)
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.init import read_encoder
 from personmae_jax.reid.monitor import Monitor
@@ -50,19 +45,19 @@ def run(
         start()
     facts = {} if scored is None else {"num_queries": len(scored.query)}
     scored = dataset if scored is None else scored
-    num_images, people = len(dataset.train), num_identities(dataset)
+    num_images, people = len(dataset.train), sampling.num_identities(dataset)
     program = build(
         *(cfg, sharding.make_mesh(cfg.mesh)),
         num_images=num_images,
         num_identities=people,
-        num_cameras=num_cameras(dataset),
+        num_cameras=sampling.num_cameras(dataset),
     )
     epoch = num_images / cfg.batch_size  # steps
     scorer = Scorer(
         Monitor(
             make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
             *(cfg.data, scored, program.mesh, cfg.eval.batch_size),
-            cameras=camera_numbers(scored),
+            cameras=sampling.camera_numbers(scored),
         ),
         last=program.num_steps,
         every=max(1, round(cfg.eval.every_epochs * epoch)),
@@ -74,7 +69,7 @@ def run(
         about=f"{num_images:,} images of {people:,} people, {len(scored.query):,} "
         f"queries in {len(scored.gallery):,} of {scored.where}",
         start=start,
-        batches=FinetuneBatches(
+        batches=sampling.FinetuneBatches(
             dataset, cfg, host=jax.process_index(), num_hosts=jax.process_count()
         ),
         summary=lambda path: _summarise(path, program.num_steps, scorer),

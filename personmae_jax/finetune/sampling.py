@@ -20,13 +20,9 @@ from personmae_jax.config_finetune import FinetuneConfig
 from personmae_jax.data.batches import Batch
 from personmae_jax.data.rng import RecordOrder
 from personmae_jax.errors import ConfigError
+from personmae_jax.reid import datasets
 from personmae_jax.reid.batches import PeopleBatches
-from personmae_jax.reid.datasets import (
-    ReidDataset,
-    check_training,
-    open_dataset,
-    synthetic_dataset,
-)
+from personmae_jax.reid.datasets import ReidDataset
 
 _IMAGES = 1  # what random numbers are for; see reid/batches.py
 
@@ -134,13 +130,13 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
     """
     data = cfg.data
     if data.layout == "synthetic":
-        dataset = synthetic_dataset(data.synthetic, data.synthetic_train)
+        dataset = datasets.synthetic_dataset(data.synthetic, data.synthetic_train)
     else:
-        dataset = open_dataset(
+        dataset = datasets.open_dataset(
             *(data.layout, str(data.path), data.query_camera),
             is_scored=cfg.eval.path is None,
         )
-    check_training(dataset)
+    datasets.check_training(dataset)
     found = num_identities(dataset)
     if found < cfg.sampling.identities:
         raise ConfigError(

@@ -12,16 +12,9 @@ from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
 from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
 from personmae_jax.errors import ConfigError
+from personmae_jax.prepare import lmdb_source, tar_source, zip_source
 from personmae_jax.prepare.joined_file import open_parts
 from personmae_jax.prepare.listing import Listing, Place, no_places
-from personmae_jax.prepare.lmdb_source import LmdbReader, is_lmdb, list_lmdb
-from personmae_jax.prepare.tar_source import (
-    GZIP_START,
-    TarReader,
-    is_tar_header,
-    list_tar,
-)
-from personmae_jax.prepare.zip_source import ZIP_STARTS, ZipReader, list_zip
 
 # Of a file cut by 7-Zip (.001) or `split` (.aa, .00, .partaa, tar_aa, zip-part-AA).
 _PART = re.compile(
@@ -88,14 +81,14 @@ def find_sources(paths: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
     """The folder of a database, of images, or else of archives and databases."""
-    if is_lmdb(folder):
+    if lmdb_source.is_lmdb(folder):
         return [("lmdb", (folder,))]
     if _holds_image(folder):
         return [("folder", (folder,))]
     sources, others = [], []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if is_lmdb(path):
+        if lmdb_source.is_lmdb(path):
             kind = ("lmdb", (path,))
         else:
             kind = _kind_of(path) if os.path.isfile(path) else None
@@ -130,7 +123,7 @@ def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
     """What a file is by its first bytes, and all files it consists of."""
     parts = _parts_of(path)
     try:
-        if is_lmdb(path):
+        if lmdb_source.is_lmdb(path):
             return "lmdb", (path,)
         with open_parts(parts) as file:
             start = file.read(512)
@@ -138,9 +131,9 @@ def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
         raise ConfigError(
             f"--source={path} cannot be read: {error.strerror}"
         ) from error
-    if start.startswith(ZIP_STARTS):
+    if start.startswith(zip_source.ZIP_STARTS):
         return "zip", parts
-    if start.startswith(GZIP_START) or is_tar_header(start):
+    if start.startswith(tar_source.GZIP_START) or tar_source.is_tar_header(start):
         return "tar", parts
     return None
 
@@ -198,9 +191,9 @@ class FolderReader:
 
 _KINDS = {  # what lists one, and what reads its members
     "folder": (_list_folder, FolderReader),
-    "zip": (list_zip, ZipReader),
-    "tar": (list_tar, TarReader),
-    "lmdb": (lambda paths: list_lmdb(paths[0]), LmdbReader),
+    "zip": (zip_source.list_zip, zip_source.ZipReader),
+    "tar": (tar_source.list_tar, tar_source.TarReader),
+    "lmdb": (lambda paths: lmdb_source.list_lmdb(paths[0]), lmdb_source.LmdbReader),
 }
 
 

@@ -26,19 +26,13 @@ from personmae_jax.engine.storage import open_new
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError, first_line
+from personmae_jax.pytorch import verification
 from personmae_jax.pytorch import weights as torch_weights
 from personmae_jax.pytorch.head import head_tensors
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.model_card import describe_export, model_card
 from personmae_jax.pytorch.positions import resample_positions
 from personmae_jax.pytorch.recipes import instructions
-from personmae_jax.pytorch.verification import (
-    Examples,
-    make_examples,
-    verify,
-    verify_without_torch,
-    with_features,
-)
 
 
 def export(
@@ -91,11 +85,11 @@ def export(
     _refuse_non_finite(params, f"the {weights}'s weights at step {step}")
 
     tensors = encoder_tensors(cfg, params, grid)
-    examples = make_examples(cfg, params, grid, tensors["pos_embed"])
+    examples = verification.make_examples(cfg, params, grid, tensors["pos_embed"])
     if LAYOUTS[layout].read_head is not None:
         head = restore_head(workdir, step)
         tensors |= head_tensors(head, step)
-        examples = with_features(examples, head)
+        examples = verification.with_features(examples, head)
     meta = describe_export(cfg, grid, weights, step, about)
     try:
         check = _write(target, layout, cfg, tensors, meta, examples, reference)
@@ -111,7 +105,7 @@ def _write(
     cfg: ModelConfig,
     tensors: dict[str, np.ndarray],
     meta: dict[str, Any],
-    examples: Examples,
+    examples: verification.Examples,
     reference: pathlib.Path | None,
 ) -> str:
     """Writes all files once the first is verified; returns the word on that."""
@@ -120,9 +114,9 @@ def _write(
         file = folder / target.name
         chosen.write(file, tensors, meta)
         if _has_torch():
-            check = verify(chosen, file, cfg, examples)
+            check = verification.verify(chosen, file, cfg, examples)
         else:
-            check = verify_without_torch(chosen, file, tensors)
+            check = verification.verify_without_torch(chosen, file, tensors)
         if reference is not None:
             arrays = examples._asdict().items()
             with open_new(reference) as opened:

@@ -16,15 +16,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float32
 
-from personmae_jax.reid.neighbours import (
-    Distances,
-    Features,
-    averaged,
-    expanded_reciprocal,
-    jaccard_distances,
-    k_nearest,
-    weighed,
-)
+from personmae_jax.reid import neighbours
+from personmae_jax.reid.neighbours import Distances, Features
 from personmae_jax.reid.retrieval import cosine_distances
 
 
@@ -51,16 +44,18 @@ def rerank(
       distances: (rows, columns) -> 1 - cosine in blocks of rows.
     """
     images = np.concatenate([query, gallery])
-    neighbours, furthest = k_nearest(images, max(k1 + 1, k2), distances)
+    nearest, furthest = neighbours.k_nearest(images, max(k1 + 1, k2), distances)
     half = round(k1 / 2) + 1
-    members = expanded_reciprocal(neighbours[:, : k1 + 1], neighbours[:, :half])
-    rows = averaged(weighed(members, images, furthest), neighbours[:, :k2])
+    members = neighbours.expanded_reciprocal(nearest[:, : k1 + 1], nearest[:, :half])
+    rows = neighbours.weighed(members, images, furthest)
+    rows = neighbours.averaged(rows, nearest[:, :k2])
     of_query = scipy.sparse.csr_array(rows[: len(query)])
     by_member = scipy.sparse.csc_array(rows[len(query) :])
     start = 0
     for block in distances(query, gallery):
         stop = start + len(block)
         old = block / furthest[start:stop, None]
-        new = jaccard_distances(of_query[start:stop], by_member, len(gallery))
+        own = of_query[start:stop]
+        new = neighbours.jaccard_distances(own, by_member, len(gallery))
         yield old_weight * old + (1 - old_weight) * new
         start = stop

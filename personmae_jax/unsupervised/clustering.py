@@ -18,14 +18,8 @@ import scipy.sparse
 from jaxtyping import Float32, Int32, Int64
 
 from personmae_jax.errors import RunError
-from personmae_jax.reid.neighbours import (
-    Distances,
-    averaged,
-    expanded_reciprocal,
-    jaccard_distances,
-    k_nearest,
-    weighed,
-)
+from personmae_jax.reid import neighbours
+from personmae_jax.reid.neighbours import Distances
 from personmae_jax.reid.retrieval import cosine_distances
 
 OUTLIER = -1  # label of an image that belongs to no cluster
@@ -115,18 +109,18 @@ def jaccard_graph(
     Euclidean distance of unit features)) and averaged over its k2 nearest.
     """
     n = len(features)
-    neighbours, _ = k_nearest(features, max(k1, k2), distances)
+    nearest, _ = neighbours.k_nearest(features, max(k1, k2), distances)
     half = round(k1 / 2) + 1  # as in the authors' code, where k1 counts the image
-    members = expanded_reciprocal(neighbours[:, :k1], neighbours[:, :half])
+    members = neighbours.expanded_reciprocal(nearest[:, :k1], nearest[:, :half])
     # exp(-(1 - cosine) / 0.5) = exp(-(2 - 2 cosine))
-    rows = weighed(members, features, np.full(n, 0.5, np.float32))
-    rows = averaged(rows, neighbours[:, :k2]).tocsr()
+    rows = neighbours.weighed(members, features, np.full(n, 0.5, np.float32))
+    rows = neighbours.averaged(rows, nearest[:, :k2]).tocsr()
     # Sums in one order: else the distance of (i, j) and of (j, i) differ in a bit.
     rows.sort_indices()
     by_member = scipy.sparse.csc_array(rows)
     columns, values, counts = [], [], []
     for start in range(0, n, _ROWS):
-        block = jaccard_distances(rows[start : start + _ROWS], by_member, n)
+        block = neighbours.jaccard_distances(rows[start : start + _ROWS], by_member, n)
         block = np.maximum(block, 0)  # rounding gives -1e-7
         own, near = np.nonzero(block <= np.float32(MAX_EPS))
         columns.append(near)
