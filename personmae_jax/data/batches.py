@@ -53,6 +53,7 @@ class HostBatches:
         self._num_workers = num_workers
         self._host = host
         self._num_hosts = num_hosts
+        self._num_rows = batch_size // num_hosts
         self._pool = futures.ThreadPoolExecutor(self._num_threads)
 
     def __getstate__(self):

@@ -33,21 +33,18 @@ class PeopleBatches(HostBatches):
         seed: int,
         *,
         batch_size: int,
-        host: int = 0,
-        num_hosts: int = 1,
+        **hosts: int,
     ):
-        """Prepares the stream, as `HostBatches`; nothing is read yet."""
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
         super().__init__(
             batch_size,
             num_threads=data.num_threads,
             num_workers=data.num_workers,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._records, self._data, self._augment = records, data, augment
         self._seed_of_images = seed
-        rows = batch_size // num_hosts
-        self._memory = BufferPool(rows, data.height, data.width, 3)
+        self._memory = BufferPool(self._num_rows, data.height, data.width, 3)
 
     def choose(self, step: int) -> tuple[Int64[np.ndarray, " b"], Batch]:
         """The records in the rows of a whole batch, and what else is said of them."""

@@ -87,14 +87,10 @@ def open_dataset(
     if not os.path.isdir(root):
         what = "is not a folder" if os.path.exists(root) else "does not exist"
         raise ConfigError(f"{root!r} {what}; {layout} is {LAYOUTS[layout]}")
-    if layout == "market1501":
-        parts = dataset_layouts.read_market1501(root)
-    elif layout == "msmt17":
-        parts = dataset_layouts.read_msmt17(root)
-    elif layout == "occluded_whole":
-        parts = dataset_layouts.read_occluded_whole(root)
-    else:
+    if layout == "id_folders":
         parts = dataset_layouts.read_id_folders(root, query_camera)
+    else:
+        parts = dataset_layouts.READERS[layout](root)
     places = [place for part in parts for place in part]
     ends = np.cumsum([len(part) for part in parts])
     query, gallery, train = np.split(np.arange(len(places)), ends[:-1])
@@ -113,13 +109,10 @@ def open_dataset(
 
 
 def open_scored(layout: str, path: str | None) -> ReidDataset | None:
-    """Opens the data set `config.eval.path` that scores a run on people elsewhere.
-
-    Returns:
-      Its queries and gallery; None without a path: those of the training data score.
+    """The data set `config.eval.path`; None without: the training data's own scores.
 
     Raises:
-      ConfigError: It is laid out otherwise, or nothing can be retrieved.
+      ConfigError: As of `open_dataset`.
     """
     return None if path is None else open_dataset(layout, path)
 

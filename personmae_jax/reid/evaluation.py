@@ -15,7 +15,7 @@ from personmae_jax import sharding
 from personmae_jax.config import ImageConfig
 from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import open_new
-from personmae_jax.reid import neck, retrieval
+from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset, read_image
 from personmae_jax.reid.evaluation_inputs import (
     Request,
@@ -29,6 +29,7 @@ from personmae_jax.reid.features import (
     Extractor,
     camera_centred,
     make_encode,
+    make_neck_encode,
     with_mirror_image,
 )
 from personmae_jax.reid.reranking import rerank
@@ -65,7 +66,9 @@ def evaluate(request: Request) -> Scores:
     ranking = _Ranking(blocks, people)
     scores = retrieval.score(ranking, ranking.query, ranking.gallery)
     if folder is not None:
-        _write_scores(folder, scores)
+        with open_new(folder / "retrieval.json") as file:
+            text = json.dumps(dataclasses.asdict(scores), indent=2) + "\n"
+            file.write(text.encode())
         _write_picture(folder, people, ranking, subject.cfg.data)
         if request.save_features:
             _write_features(folder, people, query, gallery)
@@ -159,14 +162,8 @@ def _make_encode(request: Request, subject: Subject, mesh: Mesh) -> Encode:
     if subject.neck_token is None:
         encode = make_encode(encoder, data, request.feature, dtype)
     else:
-        encode = neck.make_encode(encoder, data, subject.neck_token, dtype)
+        encode = make_neck_encode(encoder, data, subject.neck_token, dtype)
     return with_mirror_image(encode) if request.flip else encode
-
-
-def _write_scores(folder: pathlib.Path, scores: Scores) -> None:
-    text = json.dumps(dataclasses.asdict(scores), indent=2) + "\n"
-    with open_new(folder / "retrieval.json") as file:
-        file.write(text.encode())
 
 
 def _write_features(

@@ -53,7 +53,7 @@ class Subject(NamedTuple):
     Attributes:
       name: What messages call it.
       cfg: Its architecture, and the size and statistics of its images.
-      params: Numpy arrays: the encoder's, or those of `neck.make_encode`.
+      params: Numpy arrays: the encoder's, or those of `make_neck_encode`.
       matmul_dtype: Of matrix products, as config.train names it.
       notes: Sentences on how a file was read.
       neck_token: What the batch norm of `params` normalises; None: there is none.

@@ -17,6 +17,7 @@ from personmae_jax.config import EncoderConfig, ImageConfig, grid_of
 from personmae_jax.data.records import Records
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
+from personmae_jax.models.batch_norm import normalise
 from personmae_jax.reid.datasets import ReidDataset, read_resized
 from personmae_jax.reid.occlusion import occlude
 
@@ -62,6 +63,25 @@ def make_encode(
         grid = grid_of(encoder, data)
         parts = [unit(pool(tokens, part, grid)) for part in feature.split("+")]
         return jnp.concatenate(parts, axis=-1)
+
+    return encode
+
+
+def make_neck_encode(
+    encoder: EncoderConfig, data: ImageConfig, token: str, dtype: DTypeLike
+) -> Encode:
+    """Returns what makes the features after the batch norm of a run on people.
+
+    Its `params` are a dict of the network's `params`, `encoder` and `bottleneck`, and
+    of the running `statistics`. The batch norm takes `token`, one of `pool`'s.
+    """
+
+    def encode(state: PyTree, images: Array, cameras: Array) -> Array:
+        del cameras
+        params: Any = state["params"]
+        tokens = encode_tokens(encoder, data, params["encoder"], images, dtype=dtype)
+        feature = pool(tokens, token, grid_of(encoder, data))
+        return normalise(feature, params["bottleneck"]["scale"], state["statistics"])
 
     return encode
 

@@ -1,26 +1,20 @@
 """What an encoder starts from: a run, a PyTorch file, or nothing."""
 
 import copy
-from typing import Any
 
 import numpy as np
 
 from personmae_jax.config import ModelConfig
-from personmae_jax.config_finetune import FinetuneConfig
-from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.config_finetune import PeopleConfig
 from personmae_jax.engine.checkpoint import has_checkpoint, restore_encoder
+from personmae_jax.engine.training import Start
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.pytorch import importer
 from personmae_jax.pytorch.positions import resample_positions
 
-Settings = FinetuneConfig | UnsupervisedConfig
 
-# An encoder's parameters, None if they are to be random, and sentences on them.
-Start = tuple[dict[str, Any] | None, tuple[str, ...]]
-
-
-def settle(cfg: Settings, workdir: str) -> None:
+def settle(cfg: PeopleConfig, workdir: str) -> None:
     """Sets the encoder's architecture, mean and std to those of what it starts from.
 
     A run in `workdir` that would be resumed has them already; what it started from
@@ -48,16 +42,13 @@ def settle(cfg: Settings, workdir: str) -> None:
         _adopt(cfg, importer.settings_of_file(cfg.init, size))
 
 
-def _adopt(cfg: Settings, source: ModelConfig) -> None:
+def _adopt(cfg: PeopleConfig, source: ModelConfig) -> None:
     cfg.encoder = copy.deepcopy(source.encoder)
     cfg.data.mean, cfg.data.std = source.data.mean, source.data.std
 
 
-def read_encoder(cfg: Settings) -> Start:
-    """The parameters that the encoder starts from, and sentences on them.
-
-    Returns:
-      Numpy float32 arrays, None if they are to be random.
+def read_encoder(cfg: PeopleConfig) -> Start:
+    """The numpy float32 parameters that the encoder starts from, and sentences.
 
     Raises:
       ConfigError: The checkpoint or the file is missing or damaged.

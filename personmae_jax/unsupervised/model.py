@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.models import personmae
-from personmae_jax.reid import neck
-from personmae_jax.reid.features import Encode, encode_tokens, feature_width, pool
+from personmae_jax.reid import features
+from personmae_jax.reid.features import Encode
 
 
 def init_params(
@@ -38,7 +38,7 @@ def init_params(
 
 def width(cfg: UnsupervisedConfig) -> int:
     """Length of the feature, that of a vector of the memory, too."""
-    return feature_width(cfg.head.feature, cfg.grid, cfg.encoder.width)
+    return features.feature_width(cfg.head.feature, cfg.grid, cfg.encoder.width)
 
 
 def encode(
@@ -50,15 +50,15 @@ def encode(
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b d"]:
     """The float32 feature before the batch norm, after the encoder's final norm."""
-    tokens = encode_tokens(
+    tokens = features.encode_tokens(
         *(cfg.encoder, cfg.data, params["encoder"], images),
         drop_path_mask=drop_path_mask,
         dtype=dtype,
         remat=cfg.train.remat,
     )
-    return pool(tokens, cfg.head.feature, cfg.grid)
+    return features.pool(tokens, cfg.head.feature, cfg.grid)
 
 
 def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:
     """Returns (params and statistics, images, cameras) -> features after the neck."""
-    return neck.make_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype)
+    return features.make_neck_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype)

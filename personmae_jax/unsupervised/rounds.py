@@ -68,7 +68,7 @@ class PseudoLabels:
           RunError: There are fewer than two clusters, or an image cannot be used.
         """
         round_, numbers = (step - 1) // self._cfg.train.steps_per_round, {}
-        labels = self._labels(state)
+        labels = np.asarray(jax.device_get(self._whole(state.labels)))
         if self.begins(step):
             labels, features, numbers = self._cluster(round_, state, labels)
             rows, clusters, cameras = self._rows(labels)
@@ -112,9 +112,6 @@ class PseudoLabels:
         }
         numbers |= self._show(round_, clusters, features)
         return clusters.labels, numbers
-
-    def _labels(self, state: UnsupervisedState) -> Labels:
-        return np.asarray(jax.device_get(self._whole(state.labels)))
 
     def _rows(
         self, labels: Labels

@@ -112,11 +112,9 @@ class ClusterBatches(PeopleBatches):
         clusters: Int32[np.ndarray, " n"],
         rows: Int32[np.ndarray, " n"],
         round_: int,
-        *,
-        host: int = 0,
-        num_hosts: int = 1,
+        **hosts: int,
     ):
-        """Prepares the stream, as `HostBatches`; nothing is read yet.
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`.
 
         `rows` are of the memory, for every image. The first batch has the number
         round_ * steps_per_round.
@@ -124,8 +122,7 @@ class ClusterBatches(PeopleBatches):
         super().__init__(
             *(target.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._rows = rows
         self._first_step = round_ * cfg.train.steps_per_round
