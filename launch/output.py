@@ -39,13 +39,9 @@ class _Raw(io.RawIOBase):
 
 
 class _Stream(io.TextIOWrapper):
-    """Escapes control characters, and what the encoding lacks.
+    """Escapes control characters, and what the encoding lacks."""
 
-    Attributes:
-      unescaped: The same for what draws, as a progress bar does.
-    """
-
-    unescaped: io.TextIOWrapper
+    unescaped: io.TextIOWrapper  # the same for what draws, as a progress bar does
 
     def write(self, text: str) -> int:
         return super().write(without_control(text))

@@ -22,29 +22,19 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program(Generic[Settings]):
-    """The pure functions of a training, and the shapes that they take.
-
-    Attributes:
-      cfg: The settings.
-      mesh: Over all devices of all hosts.
-      num_steps: Length of the run.
-      batch_size: Images a step, over all devices and hosts.
-      abstract_state: Shapes, dtypes and shardings of the state.
-      abstract_batch: The same of the global batch; what else a batch of the data
-        pipeline carries stays on the host.
-      init_state: Makes the initial state where its sharding says it belongs; takes
-        an encoder's parameters, on the devices, to start from instead of random ones.
-      train_step: (state, batch) -> (state, metrics), compiled once; donates
-        the buffers of the input state.
-    """
+    """The pure functions of a training, and the shapes that they take."""
 
     cfg: Settings
-    mesh: Mesh
-    num_steps: int
-    batch_size: int
-    abstract_state: Any
+    mesh: Mesh  # over all devices of all hosts
+    num_steps: int  # of the run
+    batch_size: int  # images a step, over all devices and hosts
+    abstract_state: Any  # shapes, dtypes and shardings
+    # The same of the global batch; what else the data pipeline's has stays on the host.
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    # Makes the initial state where its sharding says it belongs; takes an encoder's
+    # parameters, on the devices, to start from instead of random ones.
     init_state: Callable[..., Any]
+    # (state, batch) -> (state, metrics), compiled once; donates the state's buffers.
     train_step: Callable[[Any, Batch], tuple[Any, Metrics]]
 
 

@@ -66,37 +66,23 @@ class Rounds(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a training hands to the loop.
-
-    Attributes:
-      program: What it computes.
-      data: Facts of the data set, such as the number of records, as `Workdir`
-        takes them.
-      about: Of the data, in a few words, for the first line of the log.
-      start: Reads what the encoder starts from; called for a new run only.
-      batches: Of this host: `HostBatches` over the whole run, or `Rounds` of them.
-      summary: Text for a person after a finished run.
-      scorer: Scores states while it runs; None: nothing is scored.
-      draw: (step, state) -> picture, every `config.log.pictures_every_steps` and at
-        the end; None: no pictures.
-      count_images: Counts of this host's batch for its row; see `Rows`.
-      warn: Is shown each row that is written.
-      keep_initial: Whether step 0, the untrained network, is a checkpoint, too.
-      memory_hint: What else saves memory on the devices.
-    """
+    """What a training hands to the loop."""
 
     program: Program
-    data: Mapping[str, Any]
-    about: str
-    start: Callable[[], Start]
-    batches: HostBatches | Rounds
-    summary: Callable[[epath.Path], str]
-    scorer: Scorer | None = None
+    data: Mapping[str, Any]  # facts of the data set, as `Workdir` takes them
+    about: str  # the data, in a few words, for the first line of the log
+    start: Callable[[], Start]  # called for a new run only
+    batches: HostBatches | Rounds  # of this host: over the whole run, or in rounds
+    summary: Callable[[epath.Path], str]  # for a person after a finished run
+    scorer: Scorer | None = None  # of states while it runs; None: nothing is scored
+    # (step, state) -> picture, every `config.log.pictures_every_steps` and at the end.
     draw: Callable[[int, Any], UInt8[np.ndarray, "h w 3"]] | None = None
+    # Counts of this host's batch for its row; see `Rows`.
     count_images: Callable[[Batch], Mapping[str, int]] = lambda _: {}
+    # Is shown each row that is written.
     warn: Callable[[int, Mapping[str, Any]], None] = lambda *_: None
-    keep_initial: bool = False
-    memory_hint: str
+    keep_initial: bool = False  # step 0, the untrained network, is a checkpoint, too
+    memory_hint: str  # what else saves memory on the devices
 
 
 class Streams(Iterator[Batch]):

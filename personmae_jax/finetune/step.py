@@ -22,18 +22,11 @@ from personmae_jax.sharding import matmul_dtype
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneState:
-    """State before step `step`.
+    """State before step `step`."""
 
-    Attributes:
-      step: Number of updates made.
-      params: Of `finetune_model`.
-      statistics: Running "mean" and "var" of the batch norm.
-      opt_state: Of the optax transformation.
-    """
-
-    step: Int[Array, ""] | PyTree
-    params: dict[str, Any]
-    statistics: dict[str, Any]
+    step: Int[Array, ""] | PyTree  # updates made
+    params: dict[str, Any]  # of finetune/model.py
+    statistics: dict[str, Any]  # running "mean" and "var" of the batch norm
     opt_state: PyTree
 
 

@@ -25,22 +25,14 @@ class Chip:
     (2 for every cell of the matrix units: 8 of 128 x 128 in v4 and v5p, 4 in v5e; v6e
     makes 524,288), rounded. For `hbm_bytes`, which they round, what libtpu 0.0.52
     calls available where it refuses a program.
-
-    Attributes:
-      name: As topologies have it, e.g. "v5e".
-      kinds: What jax calls it, `Device.device_kind`.
-      clock: Cycles a second.
-      peak_flops: Multiplications and additions in bfloat16 a second.
-      hbm_bytes: Memory that one program may use.
-      hbm_bandwidth: Bytes a second.
     """
 
-    name: str
-    kinds: tuple[str, ...]
-    clock: float
-    peak_flops: float
-    hbm_bytes: int
-    hbm_bandwidth: float
+    name: str  # as topologies have it, e.g. "v5e"
+    kinds: tuple[str, ...]  # what jax calls it, `Device.device_kind`
+    clock: float  # cycles a second
+    peak_flops: float  # multiplications and additions in bfloat16 a second
+    hbm_bytes: int  # that one program may use
+    hbm_bandwidth: float  # bytes a second
 
 
 CHIPS = {

@@ -16,24 +16,14 @@ class MemberError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listing:
-    """The members of one source, in its order.
+    """The members of one source, in its order."""
 
-    Attributes:
-      kind: "folder", "zip", "tar" or "lmdb".
-      paths: The folder, or the archive's file or files.
-      names: What each member is called; bytes as they are there, never used as a
-        path unless the source is a folder.
-      places: Where each member lies; the columns are the reader's own, maybe none.
-      identities: Text of each member's identity, if the source keeps such a list.
-      videos: The same of the video.
-    """
-
-    kind: str
-    paths: tuple[str, ...]
-    names: Names
-    places: Int64[np.ndarray, "n columns"]
-    identities: Names | None = None
-    videos: Names | None = None
+    kind: str  # "folder", "zip", "tar" or "lmdb"
+    paths: tuple[str, ...]  # the folder, or the archive's file or files
+    names: Names  # as they are there; never used as a path but in a folder
+    places: Int64[np.ndarray, "n columns"]  # the columns are the reader's, maybe none
+    identities: Names | None = None  # as text, if the source keeps such a list
+    videos: Names | None = None  # the same
 
 
 def no_places(num_members: int) -> Int64[np.ndarray, "n 0"]:

@@ -31,21 +31,13 @@ NO_DIGEST = bytes(16)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checks:
-    """What is known of a finished shard.
+    """What is known of a finished shard."""
 
-    Attributes:
-      rows: One `ROW` a member.
-      rejected: (name, reason) of those that were not stored, in order.
-      sums: Over the pixels of what was stored, (value, square) by RGB, exact.
-      num_bytes: Of the stored records.
-      file_digest: BLAKE2b of the shard's file.
-    """
-
-    rows: np.ndarray
-    rejected: list[tuple[str, str]]
-    sums: np.ndarray
-    num_bytes: int
-    file_digest: str
+    rows: np.ndarray  # one `ROW` a member
+    rejected: list[tuple[str, str]]  # (name, reason) of what was not stored, in order
+    sums: np.ndarray  # of the stored pixels, (value, square) by RGB, exact
+    num_bytes: int  # of the stored records
+    file_digest: str  # BLAKE2b
 
 
 def digest(data: bytes) -> bytes:

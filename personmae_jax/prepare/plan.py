@@ -46,21 +46,14 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A request after its sources were listed.
+    """A request after its sources were listed."""
 
-    Attributes:
-      request: As JSON, with what else must not change: sizes of archives, the list.
-      sources: (kind, paths) of every source.
-      num_listed: Members of all sources.
-      num_members: Those that are wanted.
-      num_shards: Their equal parts, but for the last.
-    """
-
+    # As JSON, with what else must not change: sizes of archives, the list.
     request: dict[str, object]
-    sources: list[tuple[str, tuple[str, ...]]]
-    num_listed: int
-    num_members: int
-    num_shards: int
+    sources: list[tuple[str, tuple[str, ...]]]  # (kind, paths) of each
+    num_listed: int  # members of all sources
+    num_members: int  # those that are wanted
+    num_shards: int  # their equal parts, but for the last
 
     @property
     def shard_size(self) -> int:
@@ -69,18 +62,11 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """The members of one shard, in order.
+    """The members of one shard, in order; texts are empty where a source has none."""
 
-    Attributes:
-      names: What each is called in its source.
-      sources: Which of the plan's sources each comes from.
-      places: Where it lies there; rows are padded to the widest source's columns.
-      identities, videos: Text, empty where the source has none.
-    """
-
-    names: Names
-    sources: Int64[np.ndarray, " n"]
-    places: Int64[np.ndarray, "n columns"]
+    names: Names  # in the source
+    sources: Int64[np.ndarray, " n"]  # which of the plan's
+    places: Int64[np.ndarray, "n columns"]  # there; padded to the widest source's
     identities: Names
     videos: Names
 

@@ -15,19 +15,12 @@ from personmae_jax.models import personmae
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """State before step `step`; no keys and no functions, those follow from config.
+    """State before step `step`; no keys and no functions, those follow from config."""
 
-    Attributes:
-      step: Number of updates made.
-      params: "encoder", "pixel_predictor" and, unless off, "feature_predictor" and
-        "cls_head".
-      teacher_params: Moving average of `params["encoder"]`.
-      opt_state: Of the optax transformation.
-    """
-
-    step: Int[Array, ""] | PyTree
+    step: Int[Array, ""] | PyTree  # updates made
+    # "encoder", "pixel_predictor" and, unless off, "feature_predictor" and "cls_head".
     params: dict[str, Any]
-    teacher_params: dict[str, Any]
+    teacher_params: dict[str, Any]  # moving average of `params["encoder"]`
     opt_state: PyTree
 
 
@@ -39,11 +32,7 @@ def create_state(
 ) -> TrainState:
     """Returns the initial state; the teacher starts as a copy of the student.
 
-    Args:
-      cfg: The settings.
-      tx: The optimizer.
-      key: Of the random parameters.
-      encoder: The student's encoder, if it is not to be random.
+    `encoder` is the student's, if it is not to be random, of `key`.
     """
     params = personmae.init_params(
         *(cfg.encoder, cfg.predictors, cfg.grid, key),

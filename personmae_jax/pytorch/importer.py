@@ -19,15 +19,10 @@ Tensors = dict[str, np.ndarray]
 
 
 class Imported(NamedTuple):
-    """What a file gives.
+    """What a file gives."""
 
-    Attributes:
-      params: Of the encoder, numpy float32.
-      notes: One sentence each on what was read, left out and changed.
-    """
-
-    params: dict[str, Any]
-    notes: tuple[str, ...]
+    params: dict[str, Any]  # of the encoder, numpy float32
+    notes: tuple[str, ...]  # a sentence each on what was read, left out and changed
 
 
 def read_encoder(cfg: ModelConfig) -> Imported:

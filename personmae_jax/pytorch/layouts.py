@@ -43,25 +43,17 @@ _QKV = ("query", "key", "value")
 
 
 class Layout(NamedTuple):
-    """How one layout is stored.
-
-    Attributes:
-      write: (path, tensors, meta of `model_card.describe_export`) -> None.
-      read: path -> the tensors under their canonical names; raises RunError or what
-        the library raises if they are not there.
-      suffixes: Of the path; none for a folder.
-      needs_torch: To be written.
-      read_head: path -> the tensors of the batch norm, by the names of
-        torch.nn.BatchNorm1d; None: the layout has none.
-      verified: What one may say after `read` gave what a plain ViT needs.
-    """
+    """How one layout is stored; the meta is that of `model_card.describe_export`."""
 
     write: Callable[[pathlib.Path, Tensors, Meta], None]
+    # Gives the tensors under their canonical names; raises RunError or what the library
+    # raises if they are not there.
     read: Callable[[pathlib.Path], Tensors]
-    suffixes: tuple[str, ...] = (".pth", ".pt")
-    needs_torch: bool = True
+    suffixes: tuple[str, ...] = (".pth", ".pt")  # none for a folder
+    needs_torch: bool = True  # to be written
+    # The batch norm's, by the names of torch.nn.BatchNorm1d; None: there is none.
     read_head: Callable[[pathlib.Path], Tensors] | None = None
-    verified: str = "Verified"
+    verified: str = "Verified"  # may be said after `read` gave what a plain ViT needs
 
 
 def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:

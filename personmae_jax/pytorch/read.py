@@ -26,15 +26,10 @@ _SAFETENSORS_NAMES = {
 
 
 class Opened(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-      tree: Nested dicts with `Stored` leaves and whatever else the file has.
-      metadata: Of a safetensors file; empty for PyTorch's.
-    """
-
-    tree: dict[Any, Any]
-    metadata: dict[str, str]
+    tree: dict[Any, Any]  # nested, with `Stored` leaves and whatever else the file has
+    metadata: dict[str, str]  # of a safetensors file; empty for PyTorch's
 
 
 def open_file(path: os.PathLike[str] | str) -> Opened:

@@ -39,19 +39,13 @@ _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 class Recognised(NamedTuple):
-    """The encoder's tensors in a file.
+    """The encoder's tensors in a file."""
 
-    Attributes:
-      tensors: By timm's names; what no encoder of ours has is still among them.
-      dropped: Names of what was left out, as in the file.
-      others: What the names of other ViTs in the file begin with.
-      where: What their names begin with, keys of dicts included, e.g. "model".
-    """
-
+    # By timm's names; what no encoder of ours has is still among them.
     tensors: dict[str, Stored]
-    dropped: list[str]
-    where: str
-    others: Sequence[str] = ()
+    dropped: list[str]  # names of what was left out, as in the file
+    where: str  # what their names begin with, keys of dicts included, e.g. "model"
+    others: Sequence[str] = ()  # what the names of other ViTs in the file begin with
 
 
 def recognise(tree: Mapping[Any, Any], prefix: str | None = None) -> Recognised:

@@ -14,17 +14,11 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, which is read when `array` is called.
+    """A tensor in a file, which is read when `array` is called."""
 
-    Attributes:
-      shape: As the file says; nothing of that size is allocated before `array`.
-      dtype: Its name, as numpy's or as the file has it.
-      read: Returns what `array` converts.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
+    shape: tuple[int, ...]  # as the file says; nothing of that size is allocated yet
+    dtype: str  # its name, as numpy's or as the file has it
+    read: Callable[[], np.ndarray]  # returns what `array` converts
 
     def array(self) -> Float32[np.ndarray, "..."]:
         """Returns a contiguous float32 copy with its own memory.

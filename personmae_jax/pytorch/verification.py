@@ -24,16 +24,13 @@ NUM_NOISE, NUM_PEDESTRIANS = 2, 4
 
 
 class Examples(NamedTuple):
-    """What a file is examined with.
+    """What a file is examined with."""
 
-    Attributes:
-      images: Normalised; noise first, then synthetic pedestrians.
-      tokens: JAX's answers after the final norm, cls first, computed in float32.
-      features: The cls token after the batch norm, of unit length; None: there is none.
-    """
-
+    # Normalised; noise first, then synthetic pedestrians.
     images: Float32[np.ndarray, "b height width 3"]
+    # JAX's answers after the final norm, cls first, computed in float32.
     tokens: Float32[np.ndarray, "b t d"]
+    # The cls token after the batch norm, of unit length; None: there is none.
     features: Float32[np.ndarray, "b d"] | None = None
 
 

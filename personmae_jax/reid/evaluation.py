@@ -96,14 +96,7 @@ def table(scores: Scores) -> str:
 
 
 class _Ranking:
-    """Blocks of distances on their way to the scores; remembers some rankings.
-
-    Attributes:
-      query: Who is in the queries.
-      gallery: Who is in the gallery.
-      shown: Places of some queries, evenly spread.
-      found: The nearest gallery images of each of these, and which of them match.
-    """
+    """Blocks of distances on their way to the scores; remembers some rankings."""
 
     def __init__(
         self, blocks: Iterable[Float[np.ndarray, "_b g"]], people: ReidDataset
@@ -111,6 +104,8 @@ class _Ranking:
         self.query = retrieval.people_in(people, people.query)
         self.gallery = retrieval.people_in(people, people.gallery)
         last, number = len(people.query) - 1, min(_SHOWN, len(people.query))
+        # Places of some queries, evenly spread; of each the nearest gallery images, and
+        # which of them match.
         self.shown = np.linspace(0, last, number).round().astype(int).tolist()
         self.found: list[tuple[Int64[np.ndarray, " _k"], Bool[np.ndarray, " _k"]]] = []
         self._blocks = blocks

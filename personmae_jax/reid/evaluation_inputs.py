@@ -48,23 +48,14 @@ class Request:
 
 
 class Subject(NamedTuple):
-    """An encoder.
+    """An encoder."""
 
-    Attributes:
-      name: What messages call it.
-      cfg: Its architecture, and the size and statistics of its images.
-      params: Numpy arrays: the encoder's, or those of `make_neck_encode`.
-      matmul_dtype: Of matrix products, as config.train names it.
-      notes: Sentences on how a file was read.
-      neck_token: What the batch norm of `params` normalises; None: there is none.
-    """
-
-    name: str
-    cfg: ModelConfig
-    params: dict[str, Any]
-    matmul_dtype: str = "auto"
-    notes: tuple[str, ...] = ()
-    neck_token: str | None = None
+    name: str  # what messages call it
+    cfg: ModelConfig  # its architecture, and the size and statistics of its images
+    params: dict[str, Any]  # numpy arrays, the encoder's or of `make_neck_encode`
+    matmul_dtype: str = "auto"  # as config.train names it
+    notes: tuple[str, ...] = ()  # sentences on how a file was read
+    neck_token: str | None = None  # what the batch norm normalises; None: there is none
 
 
 def open_subject(request: Request) -> Subject:

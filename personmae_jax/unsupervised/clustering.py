@@ -34,17 +34,11 @@ _distances = functools.partial(cosine_distances, block=2**22)  # 16 MiB
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Clusters:
-    """One clustering of n images.
+    """One clustering of n images."""
 
-    Attributes:
-      labels: 0 .. number of clusters - 1, or OUTLIER. Clusters are numbered by their
-        first core image.
-      eps: The largest distance of neighbours that was used.
-      by_eps: (eps, number of clusters) for all of EPS, where they were asked for.
-    """
-
-    labels: Int32[np.ndarray, " n"]
-    eps: float
+    labels: Int32[np.ndarray, " n"]  # from 0, by the first core image; or OUTLIER
+    eps: float  # the largest distance of neighbours that was used
+    # (eps, number of clusters) for all of EPS, where they were asked for.
     by_eps: tuple[tuple[float, int], ...] = ()
 
     @property

@@ -21,21 +21,13 @@ from personmae_jax.reid.datasets import ReidDataset, open_dataset, synthetic_dat
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Unlabelled:
-    """Images without identities, in the order of their bytes' hash.
+    """Images without identities, in the order of their bytes' hash."""
 
-    Attributes:
-      where: What messages call it.
-      records: The encoded images.
-      indices: Of each image among the records that it was taken from.
-      cameras: That saw each, 0 .. number of cameras - 1; all 0 if not known.
-      sha256: Of all images in order, and of their cameras.
-    """
-
-    where: str
+    where: str  # what messages call it
     records: Records
-    indices: Int64[np.ndarray, " n"]
-    cameras: Int32[np.ndarray, " n"]
-    sha256: str
+    indices: Int64[np.ndarray, " n"]  # of each among the records that it is from
+    cameras: Int32[np.ndarray, " n"]  # counted from 0; all 0 if not known
+    sha256: str  # of all images in order, and of their cameras
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -20,19 +20,14 @@ Vectors = Float[Array, "rows d"]
 
 
 class Memory(NamedTuple):
-    """What a clustering leaves for the steps on it.
+    """What a clustering leaves for the steps on it."""
 
-    Attributes:
-      vectors: Of unit length; those of unused rows are 0.
-      clusters: Of every row.
-      cameras: Of every row; all 0 where a row is a whole cluster.
-      num_rows: In use.
-    """
-
+    # Of unit length; those of unused rows are 0.
     vectors: Float[Array, "rows d"] | Float32[np.ndarray, "rows d"]
     clusters: Int[Array, " rows"] | Int32[np.ndarray, " rows"]
+    # All 0 where a row is a whole cluster.
     cameras: Int[Array, " rows"] | Int32[np.ndarray, " rows"]
-    num_rows: Int[Array, ""] | Int32[np.ndarray, ""]
+    num_rows: Int[Array, ""] | Int32[np.ndarray, ""]  # in use
 
 
 def centroids(

@@ -24,23 +24,14 @@ from personmae_jax.unsupervised.memory import Memory
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnsupervisedState:
-    """State before step `step`; a run resumed in mid-round finds its labels here.
+    """State before step `step`; a run resumed in mid-round finds its labels here."""
 
-    Attributes:
-      step: Number of updates made.
-      params: Of `unsupervised.model`.
-      statistics: Running "mean" and "var" of the batch norm.
-      opt_state: Of the optax transformation.
-      memory: Of the round's clusters.
-      labels: Cluster of every image of the target, or -1.
-    """
-
-    step: Int[Array, ""] | PyTree
-    params: dict[str, Any]
-    statistics: dict[str, Any]
+    step: Int[Array, ""] | PyTree  # updates made
+    params: dict[str, Any]  # of unsupervised/model.py
+    statistics: dict[str, Any]  # running "mean" and "var" of the batch norm
     opt_state: PyTree
-    memory: Memory | PyTree
-    labels: Int[Array, " n"] | PyTree
+    memory: Memory | PyTree  # of the round's clusters
+    labels: Int[Array, " n"] | PyTree  # cluster of every image of the target, or -1
 
 
 def init_memory(num_images: int, width: int) -> Memory:
