@@ -3,12 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from personmae_jax.config import (
-    Config,
-    MeshConfig,
-    ModelConfig,
-    predictor_size,
-)
+from personmae_jax.config import Config, MeshConfig, ModelConfig, predictor_size
 from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 

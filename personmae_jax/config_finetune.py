@@ -22,12 +22,7 @@ from personmae_jax.config import (
     ModelConfig,
     ProfileConfig,
 )
-from personmae_jax.config_check import (
-    CHOICES,
-    RANGES,
-    encoder_problems,
-    mesh_problems,
-)
+from personmae_jax.config_check import CHOICES, RANGES, encoder_problems, mesh_problems
 from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 

@@ -96,9 +96,16 @@ def run(training: Training, workdir: str) -> int:
                 *(dataclasses.replace(training, program=ready), state, start),
                 *(streams, rows, checkpoints, lock, trace),
             )
+    if last < num_steps:
+        if is_main:
+            print(
+                f"Interrupted: saved step {last} of {num_steps}; start again to go on."
+            )
+        return INTERRUPTED
     if is_main:
-        _say_end(training, path, last)
-    return FINISHED if last == num_steps else INTERRUPTED
+        write_curves(path)
+        print(training.summary(path))
+    return FINISHED
 
 
 def train(
@@ -183,15 +190,6 @@ def _describe(training: Training, start: int) -> str:
         f"{program.num_steps:,}, {program.batch_size:,} images a step, on "
         f"{devices.size} {devices.flat[0].device_kind}; compiling ..."
     )
-
-
-def _say_end(training: Training, path: epath.Path, last: int) -> None:
-    num_steps = training.program.num_steps
-    if last == num_steps:
-        write_curves(path)
-        print(training.summary(path))
-    else:
-        print(f"Interrupted: saved step {last} of {num_steps}; start again to go on.")
 
 
 @contextlib.contextmanager

@@ -50,7 +50,10 @@ def rankings(
         row += [nothing] * (longest - len(images))
         rows.append(side_by_side(row))
     picture = np.concatenate(rows)
-    return np.concatenate([_numbered_head(picture, width, longest), picture])
+    step = width + 2 * _FRAME + _MARGIN
+    places = {str(i + 1): (i + 1) * step + _GAP + _MARGIN for i in range(longest)}
+    line = head(picture.shape[1], {"query": 0} | places)
+    return np.concatenate([line, picture])
 
 
 def _framed(image: Image, colour: tuple[int, int, int]) -> Image:
@@ -58,12 +61,6 @@ def _framed(image: Image, colour: tuple[int, int, int]) -> Image:
     framed = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), colour, np.uint8)
     framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = image
     return framed
-
-
-def _numbered_head(picture: Image, width: int, count: int) -> Image:
-    step = width + 2 * _FRAME + _MARGIN
-    places = {str(i + 1): (i + 1) * step + _GAP + _MARGIN for i in range(count)}
-    return head(picture.shape[1], {"query": 0} | places)
 
 
 def side_by_side(panels: Sequence[Image]) -> Image:

@@ -10,9 +10,10 @@ from jaxtyping import PyTree
 
 from personmae_jax.config import ProfileConfig
 from personmae_jax.engine.storage import copy_folder
+from personmae_jax.errors import Closing
 
 
-class Trace:
+class Trace(Closing):
     """Records `num_steps` steps from `start_step` on; a context manager.
 
     Only the process that is given a `workdir` records. The trace lies in
@@ -26,10 +27,7 @@ class Trace:
         self._steps = range(0) if first is None else range(first, first + cfg.num_steps)
         self._recording = contextlib.ExitStack()
 
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._recording.close()
 
     def before(self, step: int) -> None:

@@ -17,12 +17,12 @@ from personmae_jax.data.batches import Batch
 from personmae_jax.engine.metrics import MetricsWriter, params_sha256
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.progress import Progress
-from personmae_jax.errors import RunError
+from personmae_jax.errors import Closing, RunError
 
 Scores = Mapping[str, int | float]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass
 class _Step:
     """A step that was dispatched; its metrics may still be on their way."""
 
@@ -34,7 +34,7 @@ class _Step:
     scores: Scores = dataclasses.field(default_factory=dict)
 
 
-class Rows:
+class Rows(Closing):
     """Keeps metrics on the device until a row is due; a context manager.
 
     Every process of a run makes the same calls; the one that is given a `workdir`
@@ -67,10 +67,7 @@ class Rows:
             self._writer = enter(MetricsWriter(workdir, start))
             self._progress = enter(Progress(program.num_steps, start))
 
-    def __enter__(self) -> "Rows":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._closing.close()
 
     def note(
@@ -98,13 +95,7 @@ class Rows:
             if self._is_due(step - 1):
                 self.write()
         self._pending.append(
-            _Step(
-                step=step,
-                metrics=metrics,
-                counts=counts,
-                data_seconds=data_seconds,
-                scores=self._numbers,
-            )
+            _Step(step, metrics, counts, data_seconds, scores=self._numbers)
         )
         self._numbers = {}
 

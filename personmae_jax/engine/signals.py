@@ -122,27 +122,23 @@ def interrupt_as_sigterm() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, lambda *_: None)  # without it none reaches the pipe
-    threading.Thread(
-        target=_wait_for_interrupts, args=(reader,), name="interrupts", daemon=True
-    ).start()
 
+    def wait_for_interrupt() -> None:
+        while os.read(reader, 1) != bytes([signal.SIGINT]):
+            pass
 
-def _wait_for_interrupts(reader: int) -> None:
-    num_interrupts = 0
-    while True:
-        if os.read(reader, 1) != bytes([signal.SIGINT]):
-            continue
-        num_interrupts += 1
-        if num_interrupts == 1:
-            logging.warning(
-                "Interrupted: saving a checkpoint; press Ctrl-C again to leave at once."
-            )
-            # jax's handler of SIGTERM tells the other hosts.
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
-            os._exit(_KILLED)
+    def watch() -> None:
+        wait_for_interrupt()
+        logging.warning(
+            "Interrupted: saving a checkpoint; press Ctrl-C again to leave at once."
+        )
+        os.kill(os.getpid(), signal.SIGTERM)  # jax's handler tells the other hosts
+        wait_for_interrupt()
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the bar hides the cursor
+        os._exit(_KILLED)
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.rows import Rows
+from personmae_jax.errors import Closing
 
 # An encoder's parameters as numpy arrays, None if they are to be random, and
 # sentences on them.
@@ -85,7 +86,7 @@ class Training:
     memory_hint: str  # what else saves memory on the devices
 
 
-class Streams(Iterator[Batch]):
+class Streams(Closing, Iterator[Batch]):
     """The batches of a run, whether one stream of them or one in each round."""
 
     def __init__(self, training: Training, start: int):
@@ -99,10 +100,7 @@ class Streams(Iterator[Batch]):
         else:
             self._rounds = training.batches
 
-    def __enter__(self) -> "Streams":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._closing.close()
 
     def __next__(self) -> Batch:

@@ -177,10 +177,11 @@ def _write_features(
 def _write_picture(
     folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: ImageConfig
 ) -> None:
-    size = (_HEIGHT, round(_HEIGHT * data.width / data.height))
+    size = (round(_HEIGHT * data.width / data.height), _HEIGHT)  # as the encoder's
 
     def panels(records: Int64[np.ndarray, " k"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-        return [_panel(people, int(record), data, size) for record in records]
+        found = (read_image(people.records, int(record), data) for record in records)
+        return [cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in found]
 
     picture = pictures.rankings(
         panels(people.query[ranking.shown]),
@@ -189,11 +190,3 @@ def _write_picture(
     )
     with open_new(folder / "ranking.png") as file:
         file.write(pictures.encode(picture))
-
-
-def _panel(
-    people: ReidDataset, record: int, data: ImageConfig, size: tuple[int, int]
-) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One image in the proportions in which the encoder sees it."""
-    image = read_image(people.records, record, data)
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)

@@ -15,7 +15,7 @@ import functools
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
 from personmae_jax.errors import RunError
 from personmae_jax.reid import neighbours
@@ -152,9 +152,7 @@ def clusters_by_eps(
     return tuple((e, int(dbscan(graph, e, min_samples).max()) + 1) for e in EPS)
 
 
-def doubts(
-    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"]
-) -> dict[str, str]:
+def doubts(clusters: Clusters, cameras: Int[np.ndarray, " n"]) -> dict[str, str]:
     """A sentence, by a word for it, for all that makes pseudo labels doubtful.
 
     A collapse looks like success in the loss: everybody is the same cluster.
@@ -188,9 +186,7 @@ def doubts(
     return found
 
 
-def num_across_cameras(
-    clusters: Clusters, cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"]
-) -> int:
+def num_across_cameras(clusters: Clusters, cameras: Int[np.ndarray, " n"]) -> int:
     """How many clusters have images of two or more cameras."""
     _, parents = camera_proxies(clusters.labels, cameras)
     return int(np.count_nonzero(np.bincount(parents, minlength=1) > 1))
@@ -208,7 +204,7 @@ def agreement(before: Int32[np.ndarray, " n"], after: Int32[np.ndarray, " n"]) -
 
 def camera_proxies(
     labels: Int32[np.ndarray, " n"],
-    cameras: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"],
+    cameras: Int[np.ndarray, " n"],
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " _p"]]:
     """Splits every cluster into its images of one camera each.
 
