@@ -57,13 +57,24 @@ class PretrainBatches(HostBatches):
     Making one raises RunError if too many records in a row are bad.
     """
 
-    def __init__(self, records: Records, cfg: Config, **hosts: int):
-        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
+    def __init__(
+        self, records: Records, cfg: Config, *, host: int = 0, num_hosts: int = 1
+    ):
+        """Prepares the stream; nothing is read yet.
+
+        Args:
+          records: Where images come from.
+          cfg: A checked configuration.
+          host: This process's index, from 0.
+          num_hosts: Number of processes, a divisor of `cfg.train.batch_size`; rows
+            host, host + num_hosts, ... of every global batch belong to this one.
+        """
         super().__init__(
             cfg.train.batch_size,
             num_threads=cfg.data.num_threads,
             num_workers=cfg.data.num_workers,
-            **hosts,
+            host=host,
+            num_hosts=num_hosts,
         )
         self._records = records
         self._cfg = cfg

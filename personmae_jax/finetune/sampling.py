@@ -73,12 +73,20 @@ class FinetuneBatches(PeopleBatches):
       `camera`: int32 (b,), 0 .. number of cameras of the whole data set - 1.
     """
 
-    def __init__(self, dataset: ReidDataset, cfg: FinetuneConfig, **hosts: int):
-        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
+    def __init__(
+        self,
+        dataset: ReidDataset,
+        cfg: FinetuneConfig,
+        *,
+        host: int = 0,
+        num_hosts: int = 1,
+    ):
+        """Prepares the stream, as `HostBatches`; nothing is read yet."""
         super().__init__(
             *(dataset.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,
-            **hosts,
+            host=host,
+            num_hosts=num_hosts,
         )
         self._train = dataset.train
         people = dataset.identities[dataset.train]

@@ -33,14 +33,16 @@ class PeopleBatches(HostBatches):
         seed: int,
         *,
         batch_size: int,
-        **hosts: int,
+        host: int = 0,
+        num_hosts: int = 1,
     ):
-        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
+        """Prepares the stream, as `HostBatches`; nothing is read yet."""
         super().__init__(
             batch_size,
             num_threads=data.num_threads,
             num_workers=data.num_workers,
-            **hosts,
+            host=host,
+            num_hosts=num_hosts,
         )
         self._records, self._data, self._augment = records, data, augment
         self._seed_of_images = seed

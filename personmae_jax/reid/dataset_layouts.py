@@ -184,13 +184,6 @@ def read_occluded_whole(root: str) -> Parts:
     return query, gallery, sum(read("train"), []) if has_parts else []
 
 
-READERS = {
-    "market1501": read_market1501,
-    "msmt17": read_msmt17,
-    "occluded_whole": read_occluded_whole,
-}
-
-
 def _people_below(root: str, folder: str) -> list[tuple[str, str]]:
     """(path, name of the identity): the folder's that an image is in, or its own."""
     found = []

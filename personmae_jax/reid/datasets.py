@@ -23,6 +23,12 @@ from personmae_jax.reid.dataset_layouts import JUNK, LAYOUTS
 
 MAX_SYNTHETIC = 10**6  # images; drawing them takes hours
 
+_READERS = {
+    "market1501": dataset_layouts.read_market1501,
+    "msmt17": dataset_layouts.read_msmt17,
+    "occluded_whole": dataset_layouts.read_occluded_whole,
+}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReidDataset:
@@ -90,7 +96,7 @@ def open_dataset(
     if layout == "id_folders":
         parts = dataset_layouts.read_id_folders(root, query_camera)
     else:
-        parts = dataset_layouts.READERS[layout](root)
+        parts = _READERS[layout](root)
     places = [place for part in parts for place in part]
     ends = np.cumsum([len(part) for part in parts])
     query, gallery, train = np.split(np.arange(len(places)), ends[:-1])

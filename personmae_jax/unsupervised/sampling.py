@@ -112,9 +112,11 @@ class ClusterBatches(PeopleBatches):
         clusters: Int32[np.ndarray, " n"],
         rows: Int32[np.ndarray, " n"],
         round_: int,
-        **hosts: int,
+        *,
+        host: int = 0,
+        num_hosts: int = 1,
     ):
-        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`.
+        """Prepares the stream, as `HostBatches`; nothing is read yet.
 
         `rows` are of the memory, for every image. The first batch has the number
         round_ * steps_per_round.
@@ -122,7 +124,8 @@ class ClusterBatches(PeopleBatches):
         super().__init__(
             *(target.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,
-            **hosts,
+            host=host,
+            num_hosts=num_hosts,
         )
         self._rows = rows
         self._first_step = round_ * cfg.train.steps_per_round
