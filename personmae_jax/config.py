@@ -89,8 +89,8 @@ class LossConfig:
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
     feature_blocks: int = 6  # upper ones whose mean is the target; data2vec
     feature_instance_norm: bool = True  # of each, over patches; data2vec 2.0
-    # cls predicts their mean token; data2vec 2.0: 0.01. In our runs of 600 steps 0 fine-
-    # tunes better (docs/results.md); nobody has compared them in a long run of this.
+    # cls predicts their mean token; data2vec 2.0: 0.01. In our runs of 600 steps, 0 is
+    # better after fine-tuning (docs/results.md); no long run has compared them here.
     cls_weight: float = 0.02
 
 
