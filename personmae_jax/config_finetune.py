@@ -217,9 +217,16 @@ def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> No
 def check_people(
     cfg: Any, problems: list[str], groups: str, device_count: int | None
 ) -> None:
-    """Adds the rules of every training on people to the `problems` found; raises.
+    """Adds the rules of every training on people to those found broken; raises.
 
-    `groups` is what `cfg.sampling` counts images of, e.g. "identities".
+    Args:
+      cfg: The settings, which have a `batch_size`.
+      problems: A line for every rule of this training that is broken.
+      groups: What `cfg.sampling` counts images of, e.g. "identities".
+      device_count: Devices of all hosts; None before the devices are known.
+
+    Raises:
+      ConfigError: One line for every setting that is wrong.
     """
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")

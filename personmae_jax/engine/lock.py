@@ -203,6 +203,8 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError as e:  # it may be another user's
-        return not isinstance(e, ProcessLookupError)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
     return True

@@ -23,6 +23,7 @@ from personmae_jax.config import DataConfig
 from personmae_jax.data.images import BadImage, Outcome, decode
 from personmae_jax.data.names import printable
 from personmae_jax.data.records import MAX_BYTES
+from personmae_jax.engine import pictures
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare import manifest
 from personmae_jax.prepare.listing import MemberError
@@ -179,8 +180,7 @@ def _verify(
     pixels, outcome = decode(data, max_pixels=MAX_PIXELS, min_side=min_side)
     if outcome == Outcome.PLAIN and data.startswith(b"\xff\xd8\xff"):
         return data, pixels, outcome
-    _, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    return png.tobytes(), pixels, outcome
+    return pictures.encode(pixels), pixels, outcome
 
 
 def _reason(error: Exception, min_side: int) -> str:

@@ -32,7 +32,11 @@ def create_state(
 ) -> TrainState:
     """Returns the initial state; the teacher starts as a copy of the student.
 
-    `encoder` is the student's, if it is not to be random, of `key`.
+    Args:
+      cfg: The settings.
+      tx: The optimizer.
+      key: Of the random parameters.
+      encoder: The student's encoder, if it is not to be random.
     """
     params = personmae.init_params(
         *(cfg.encoder, cfg.predictors, cfg.grid, key),

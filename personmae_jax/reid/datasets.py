@@ -115,10 +115,13 @@ def open_dataset(
 
 
 def open_scored(layout: str, path: str | None) -> ReidDataset | None:
-    """The data set `config.eval.path`; None without: the training data's own scores.
+    """Opens the data set `config.eval.path` that scores a run on people elsewhere.
+
+    Returns:
+      Its queries and gallery; None without a path: those of the training data score.
 
     Raises:
-      ConfigError: As of `open_dataset`.
+      ConfigError: It is laid out otherwise, or nothing can be retrieved.
     """
     return None if path is None else open_dataset(layout, path)
 

@@ -48,7 +48,10 @@ def _adopt(cfg: PeopleConfig, source: ModelConfig) -> None:
 
 
 def read_encoder(cfg: PeopleConfig) -> Start:
-    """The numpy float32 parameters that the encoder starts from, and sentences.
+    """The parameters that the encoder starts from, and sentences on them.
+
+    Returns:
+      Numpy float32 arrays, None if they are to be random.
 
     Raises:
       ConfigError: The checkpoint or the file is missing or damaged.
