@@ -109,6 +109,19 @@ class Bench:
             link(folder / "val", test)
             link(folder / "train", [p for p in people if p not in test])
         self._results = args.out / "results.jsonl"
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """A folder holds runs of one length: no name in it tells another."""
+        names = ("folds", "steps", "batch", "finetune_steps")
+        ours = {name: getattr(self._args, name) for name in names}
+        path = self._args.out / "lengths.json"
+        if not path.exists():
+            path.write_text(json.dumps(ours))
+        if (theirs := json.loads(path.read_text())) != ours:
+            sys.exit(
+                f"error: {self._args.out} has runs of {theirs}; choose another --out"
+            )
 
     def run(self) -> None:
         """Everything that is missing, one seed after the other."""

@@ -1,7 +1,7 @@
 """Pretrains PersonMAE.
 
 Example: python launch/pretrain.py --config=configs/quickstart.py
-  --workdir=runs/quickstart --config.train.steps=100
+  --workdir=runs/short --config.train.steps=100
 
 Start it again with the same command to resume. Exit codes: 0 finished, 1 failed,
 2 wrong settings, 75 interrupted and saved.

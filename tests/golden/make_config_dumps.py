@@ -3,8 +3,8 @@
     PYTHONPATH=. python tests/golden/make_config_dumps.py
 
 configs/NAME.json holds every setting of configs/NAME.py of the repository;
-param_names.txt the parameters of the quickstart's network cut to two blocks: name,
-shape, and "decay" where weight decay applies.
+param_names.txt the parameters of the quickstart's network cut to two blocks and with
+the head of the cls loss: name, shape, and "decay" where weight decay applies.
 """
 
 import runpy
@@ -33,7 +33,7 @@ def param_names() -> str:
     params = jax.eval_shape(
         lambda: personmae.init_params(
             *(cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(0)),
-            has_cls_head=bool(cfg.loss.cls_weight),
+            has_cls_head=True,
         )
     )
     is_decayed = jax.tree.leaves(decay_mask(params))
