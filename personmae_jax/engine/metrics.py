@@ -9,7 +9,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,10 +27,11 @@ from personmae_jax.engine.storage import (
     is_remote,
     open_in_place,
     read_whole,
+    reporting_failure,
     write_whole,
 )
 from personmae_jax.engine.trees import named_leaves
-from personmae_jax.errors import Closing, RunError, first_line
+from personmae_jax.errors import Closing
 
 _proto: Any = event_pb2  # its classes are made when it is imported
 _Summary: Any = summary_pb2.Summary  # type: ignore[attr-defined]
@@ -59,7 +60,7 @@ class MetricsWriter(Closing):
         self._workdir = workdir
         self._remote = is_remote(workdir)
         self._closing = contextlib.ExitStack()
-        with self._report_failure():
+        with reporting_failure(f"the metrics in {self._workdir}"):
             self._open(start_step)
 
     def _open(self, start_step: int) -> None:
@@ -105,7 +106,7 @@ class MetricsWriter(Closing):
         """
         row = {"step": step} | {name: _to_json(v) for name, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
-        with self._report_failure():
+        with reporting_failure(f"the metrics in {self._workdir}"):
             rest = line.encode()
             while rest:  # a disk that fills takes a part, and the next write says why
                 rest = rest[self._rows.write(rest) :]
@@ -132,7 +133,7 @@ class MetricsWriter(Closing):
           RunError: The disk is full.
         """
         png = pictures.encode(picture)
-        with self._report_failure():
+        with reporting_failure(f"the metrics in {self._workdir}"):
             pictures.write(self._workdir, f"{step}.png", png)
             height, width, _ = picture.shape
             image = _Summary.Image(
@@ -146,7 +147,7 @@ class MetricsWriter(Closing):
 
         A copy that fails is said in the log and made up for by the next one.
         """
-        with self._report_failure():
+        with reporting_failure(f"the metrics in {self._workdir}"):
             self._events.flush()
         if not self._remote:
             return
@@ -160,23 +161,13 @@ class MetricsWriter(Closing):
 
     def close(self) -> None:
         """Writes out what is left; raises RunError if storage does not take it."""
-        with self._report_failure(), self._closing:
+        with reporting_failure(f"the metrics in {self._workdir}"), self._closing:
             self._events.close()
             if self._remote:
                 self._copy()
 
     def _copy(self) -> None:
         copy_folder(self._local, self._workdir)
-
-    @contextlib.contextmanager
-    def _report_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            raise RunError(
-                f"metrics cannot be written to {self._workdir} ({first_line(e)}); "
-                "fix that and start again"
-            ) from e
 
 
 def _to_json(value: Any) -> int | float | str | None:

@@ -83,6 +83,17 @@ def write_whole(file: epath.Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def reporting_failure(what: str) -> Iterator[None]:
+    """Turns a failure to write `what`, as of a full disk, into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{what} cannot be written ({first_line(error)}); fix that and start again"
+        ) from error
+
+
+@contextlib.contextmanager
 def appearing_whole(file: LocalPath) -> Iterator[LocalPath]:
     """What to write a local file under until it is whole; then it takes its place."""
     part = file.with_name(file.name + ".part")

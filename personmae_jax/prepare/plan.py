@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
-from personmae_jax.engine.storage import write_whole
+from personmae_jax.engine.storage import appearing_whole, write_whole
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare.keep_list import count_kept, read_keep_list, select
 from personmae_jax.prepare.listing import Listing
@@ -54,6 +54,7 @@ class Plan:
     num_listed: int  # members of all sources
     num_members: int  # those that are wanted
     num_shards: int  # their equal parts, but for the last
+    names: str = ""  # SHA-256 of all that are listed; "": of an earlier version
 
     @property
     def shard_size(self) -> int:
@@ -173,11 +174,17 @@ def make_plan(
         num_listed=num_listed,
         num_members=len(members),
         num_shards=-(-len(members) // size),
+        names=_digest(listings),
     )
     if earlier is not None and _counts(plan) != _counts(earlier):
         raise ConfigError(
             f"the sources hold {plan.num_listed:,} images, and {earlier.num_listed:,} "
             f"when {folder} was prepared; name a new folder with --out"
+        )
+    if earlier is not None and earlier.names not in ("", plan.names):
+        raise ConfigError(
+            f"the sources hold images of other names than when {folder} was prepared; "
+            "name a new folder with --out"
         )
     shutil.rmtree(folder / _TASKS, ignore_errors=True)
     (folder / _TASKS).mkdir()
@@ -207,6 +214,15 @@ def _counts(plan: Plan) -> tuple[int, int, int]:
     return plan.num_listed, plan.num_members, plan.num_shards
 
 
+def _digest(listings: list[Listing]) -> str:
+    """Of the names of all members in their order."""
+    digest = hashlib.sha256()
+    for listing in listings:
+        digest.update(listing.names.ends.tobytes())
+        digest.update(listing.names.text.tobytes())
+    return digest.hexdigest()
+
+
 def _shard_size(num_members: int) -> int:
     return min(_MAX_SHARD, max(_MIN_SHARD, -(-num_members // _NUM_SHARDS)))
 
@@ -234,7 +250,9 @@ def _write_task(file: epath.Path, task: Task) -> None:
     for column in ("names", "identities", "videos"):
         names = getattr(task, column)
         arrays |= {column: names.text, f"{column}_ends": names.ends}
-    np.savez(file, **arrays)
+    # A killed process must not leave a part that the next start takes for the whole.
+    with appearing_whole(file) as part, open(part, "wb") as whole:
+        np.savez(whole, **arrays)
 
 
 def read_task(folder: epath.Path, shard: int) -> Task:

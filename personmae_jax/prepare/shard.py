@@ -5,6 +5,7 @@ and the shard's number, and leaves `persons-train.array_record-*` and
 `checks/NNNNN.npz`. The shard's file is renamed to its name last of all.
 """
 
+import errno
 import functools
 import os
 import re
@@ -153,20 +154,42 @@ def _plan_in(folder: str) -> Plan:
     return plan
 
 
+# A member's own: it was taken away, may not be read, or is no file. Whatever else the
+# system says is of the disk, the network or this process: the next would fail, too.
+_OF_A_MEMBER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR)
+_OF_A_MEMBER += (errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL, None)
+
+
 def _read_member(plan: Plan, task: Task, number: int) -> bytes:
     kind, paths = plan.sources[task.sources[number]]
     with _READING:
         try:
             reader = open_reader(kind, paths)
         except (OSError, ConfigError) as error:
-            raise RunError(
-                f"{paths[0]} cannot be opened any more ({first_line(error)}); bring it "
-                "back and start again with the same command"
-            ) from error
+            raise _gone(paths[0], error) from error
         try:
             return reader.read(task.names[number], task.places[number], MAX_BYTES)
         except OSError as error:
-            raise MemberError(error.strerror or "cannot be read") from error
+            # An unmounted disk leaves an empty folder.
+            is_there = kind != "folder" or _has_entries(paths[0])
+            if error.errno in _OF_A_MEMBER and is_there:
+                raise MemberError(error.strerror or "cannot be read") from error
+            raise _gone(paths[0], error) from error
+
+
+def _gone(path: str, error: Exception) -> RunError:
+    return RunError(
+        f"{path} cannot be read any more ({first_line(error)}); bring it back and "
+        "start again with the same command"
+    )
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _verify(

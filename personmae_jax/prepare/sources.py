@@ -68,7 +68,12 @@ def find_sources(paths: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     for path in paths:
         if not os.path.exists(path):
             raise ConfigError(f"--source={path}: there is nothing; check the path")
-        sources = _inside(path) if os.path.isdir(path) else [_kind_of(path)]
+        try:
+            sources = _inside(path) if os.path.isdir(path) else [_kind_of(path)]
+        except OSError as error:
+            raise ConfigError(
+                f"--source={error.filename or path} cannot be read: {error.strerror}"
+            ) from error
         if None in sources:
             raise ConfigError(
                 f"--source={path} is neither a folder, a zip or tar[.gz] archive nor "
@@ -112,25 +117,22 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
 
 def _holds_image(folder: str) -> bool:
     """Whether some file in or under it is named as an image."""
-    return any(
-        os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        for _, _, names in os.walk(folder, followlinks=False)
-        for name in names
-    )
+    for _, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for name in names:
+            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            if is_image and not name.startswith("."):
+                return True
+    return False
 
 
 def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
     """What a file is by its first bytes, and all files it consists of."""
     parts = _parts_of(path)
-    try:
-        if lmdb_source.is_lmdb(path):
-            return "lmdb", (path,)
-        with open_parts(parts) as file:
-            start = file.read(512)
-    except OSError as error:
-        raise ConfigError(
-            f"--source={path} cannot be read: {error.strerror}"
-        ) from error
+    if lmdb_source.is_lmdb(path):
+        return "lmdb", (path,)
+    with open_parts(parts) as file:
+        start = file.read(512)
     if start.startswith(zip_source.ZIP_STARTS):
         return "zip", parts
     if start.startswith(tar_source.GZIP_START) or tar_source.is_tar_header(start):

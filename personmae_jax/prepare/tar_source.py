@@ -20,7 +20,8 @@ from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
 from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 GZIP_START = b"\x1f\x8b"
-_MAX_HEADER = 2**26  # bytes that tarfile may read at once for a name
+_MAX_HEADER = 2**20  # bytes that tarfile may read at once for a name
+_MAX_NAME = 4096  # bytes; no file system's path is longer
 
 
 class _BoundedReads:
@@ -61,7 +62,10 @@ def list_tar(paths: tuple[str, ...]) -> Listing:
             stream = _plain_stream(file)
             for member in _walk(stream, paths[0]):
                 if member.isreg() and not member.issparse():
-                    names.append(os.fsencode(member.name))
+                    name = os.fsencode(member.name)
+                    if len(name) > _MAX_NAME:  # a thousand times more than packed
+                        raise tarfile.ReadError("a name of absurd length")
+                    names.append(name)
                     places.append((member.offset_data, member.size))
                 elif not member.isdir():
                     num_others += 1

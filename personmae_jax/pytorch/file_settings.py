@@ -32,6 +32,8 @@ _BESIDE = (
 _SETTINGS = ("num_heads", "mean", "std", "grid")  # of `init`; they overrule a file
 _HALF = (0.5, 0.5, 0.5)
 _EPS = 1e-6  # of every LayerNorm here
+# What is told in words; the text of nested tuples doubles with every level.
+_TYPES = {"num_heads": int, "layer_norm_eps": float}
 
 
 def look_up(init: InitConfig, opened: Opened) -> dict[str, Any]:
@@ -94,7 +96,8 @@ def _own_meta(opened: Opened) -> dict[str, Any]:
         if isinstance(value, str):
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(value)  # safetensors has strings alone
-        found[name] = value
+        if name not in _TYPES or type(value) is _TYPES[name]:
+            found[name] = value
     return found
 
 

@@ -152,8 +152,10 @@ def _parts(pid: Any) -> tuple[str, str, int]:
     kind, storage, key, _, count, *view = pid
     if kind != "storage" or any(view) or type(count) is not int or count < 0:
         raise ValueError("it refers to an unknown storage")
+    if type(key) is not str:  # that of nested tuples doubles with every level
+        raise ValueError("it names a storage by what is no text")
     name = storage.name.rpartition(".")[2].removesuffix("Storage")
-    return _DTYPES[name], str(key), count
+    return _DTYPES[name], key, count
 
 
 def _rebuild(
@@ -174,14 +176,18 @@ def _rebuild(
 def _read(
     storage: _Storage, offset: int, size: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    if math.prod(size) > storage.count:
-        raise ValueError(f"repeated to {math.prod(size)} out of fewer in the file")
+    number = math.prod(size)
+    if number > storage.count:
+        raise ValueError(f"repeated to {number} out of fewer in the file")
     dtype = np.dtype(storage.dtype)
-    data = np.frombuffer(storage.read(), dtype)[offset:]
+    stored = np.frombuffer(storage.read(), dtype)
+    data = stored[offset:]
     last = sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
-    if math.prod(size) and last >= len(data):
+    if number and last >= len(data):
         raise ValueError("of more numbers than are stored")
-    if not math.prod(size):
+    if number > len(stored):  # the count was a claim
+        raise ValueError(f"repeated to {number} out of fewer in the file")
+    if not number:
         return np.zeros(size, dtype)
     steps = tuple(stride * dtype.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(data, size, steps, writeable=False)

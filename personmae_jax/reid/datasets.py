@@ -110,7 +110,7 @@ def open_dataset(
         train=train,
     )
     if is_scored:
-        _check_retrieval(dataset)
+        check_retrieval(dataset)
     return dataset
 
 
@@ -169,7 +169,7 @@ def synthetic_dataset(
         gallery=np.flatnonzero(~is_train & is_gallery),
         train=np.flatnonzero(is_train),
     )
-    _check_retrieval(dataset)
+    check_retrieval(dataset)
     return dataset
 
 
@@ -240,8 +240,12 @@ def check_training(dataset: ReidDataset) -> None:
         )
 
 
-def _check_retrieval(dataset: ReidDataset) -> None:
-    """Refuses a data set in which no query has a match."""
+def check_retrieval(dataset: ReidDataset) -> None:
+    """Refuses a data set in which no query has a match.
+
+    Raises:
+      ConfigError: There is none.
+    """
     where = dataset.where
     pairs = np.stack([dataset.identities, dataset.cameras], axis=1)
     query = np.unique(pairs[dataset.query], axis=0)

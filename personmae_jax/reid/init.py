@@ -5,7 +5,7 @@ import copy
 import numpy as np
 
 from personmae_jax.config import ModelConfig
-from personmae_jax.config_finetune import PeopleConfig
+from personmae_jax.config_finetune import FinetuneConfig, PeopleConfig
 from personmae_jax.engine.checkpoint import has_checkpoint, restore_encoder
 from personmae_jax.engine.training import Start
 from personmae_jax.engine.workdir import read_settings
@@ -64,11 +64,14 @@ def read_encoder(cfg: PeopleConfig) -> Start:
         params = restore_encoder(cfg.init.workdir, cfg.init.step, cfg.init.weights)
     except RunError as error:  # of the other run; no work of this one was done
         raise ConfigError(f"config.init.workdir: {error}") from error
-    grid, own = read_settings(cfg.init.workdir).grid, cfg.grid
+    source = read_settings(cfg.init.workdir)
+    grid, own = source.grid, cfg.grid
     if "pos_embed" in params:
         table = np.asarray(params["pos_embed"])
         params = params | {"pos_embed": resample_positions(table, grid, own)}
     note = f"Encoder from {cfg.init.workdir}, {cfg.init.weights}"
     if grid != own:
         note += f"; its {grid[0]} x {grid[1]} positions are read at {own[0]} x {own[1]}"
+    if isinstance(source, FinetuneConfig) and source.head.use_cameras:
+        note += "; WARNING: it was fine-tuned with camera embeddings, which stay behind"
     return params, (note + ".",)

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from personmae_jax.engine.metrics import read_rows
-from personmae_jax.engine.storage import write_whole
+from personmae_jax.engine.storage import reporting_failure, write_whole
 from personmae_jax.reid.monitor import Monitor
 
 _SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -73,7 +73,7 @@ class Scorer:
         """Returns the scores as fractions; "occluded" with a block of queries hidden.
 
         Raises:
-          RunError: An image cannot be used.
+          RunError: An image cannot be used, or the disk is full.
         """
         params = {"params": state.params, "statistics": state.statistics}
         ((whole, occluded),) = self._monitor(params)
@@ -83,7 +83,8 @@ class Scorer:
             selected = "best" if self._is_selecting else "last"
             text = {"step": step, **values, "best": self.best, "selected": selected}
             known = {k: None if v != v else v for k, v in text.items()}  # nan
-            write_whole(self._file, json.dumps(known, indent=2) + "\n")
+            with reporting_failure(str(self._file)):
+                write_whole(self._file, json.dumps(known, indent=2) + "\n")
         scores = {f"retrieval_{name}": values[name] for name in _SCORES}
         return scores | {"occluded_mAP": occluded.mAP}
 

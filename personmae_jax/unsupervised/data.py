@@ -16,7 +16,12 @@ from jaxtyping import Int32, Int64
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import FolderRecords, Records
 from personmae_jax.errors import ConfigError
-from personmae_jax.reid.datasets import ReidDataset, open_dataset, synthetic_dataset
+from personmae_jax.reid.datasets import (
+    ReidDataset,
+    check_retrieval,
+    open_dataset,
+    synthetic_dataset,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +66,8 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
       scores. Only scores and `known_` numbers may look at the latter.
 
     Raises:
-      ConfigError: There are no such images, or too few.
+      ConfigError: There are no such images, or too few, or queries that none of the
+        gallery matches.
     """
     data = cfg.data
     if data.layout == "images":
@@ -77,6 +83,8 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
         cameras = people.cameras[people.train]
         target = unlabelled(people.where, people.records, people.train, cameras)
         people = people if cfg.eval.every_rounds and len(people.query) else None
+        if people is not None and cfg.eval.path is None:
+            check_retrieval(people)
     least = max(2 * cfg.sampling.clusters, cfg.cluster.k1 + 1)
     if len(target) < least:
         raise ConfigError(

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from personmae_jax.config import ImageConfig
 from personmae_jax.engine import pictures
-from personmae_jax.engine.storage import write_whole
+from personmae_jax.engine.storage import reporting_failure, write_whole
 from personmae_jax.reid.datasets import read_resized
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
 from personmae_jax.unsupervised.data import Unlabelled
@@ -33,11 +33,16 @@ class ClusterReport:
     def __call__(
         self, round_: int, clusters: Clusters, features: Float32[np.ndarray, "n d"]
     ) -> dict[str, int | float]:
-        """Writes what is due; adds nothing to the round's row."""
-        write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
-        if round_ == self._last or round_ % self._every == 0:
-            png = pictures.encode(page(self._target, clusters, features))
-            pictures.write(self._workdir, f"clusters-{round_:04}.png", png)
+        """Writes what is due; adds nothing to the round's row.
+
+        Raises:
+          RunError: The disk is full.
+        """
+        with reporting_failure(f"the clusters in {self._workdir}"):
+            write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
+            if round_ == self._last or round_ % self._every == 0:
+                png = pictures.encode(page(self._target, clusters, features))
+                pictures.write(self._workdir, f"clusters-{round_:04}.png", png)
         return {}
 
 

@@ -137,11 +137,13 @@ class PseudoLabels:
             try:
                 labels, found = self.make_labels(round_, features)
                 numbers |= found
-            except RunError as e:
+            except Exception as e:  # the others wait to hear; then it is raised
                 error = e
         labels, is_known = _from_process_0(labels, error is None)
-        if error is not None:
+        if isinstance(error, RunError):
             raise RunError(f"round {round_}: {error}") from error
+        if error is not None:
+            raise error
         if not is_known:
             raise RunError(
                 f"round {round_}: no clusters; the log of process 0 says why"

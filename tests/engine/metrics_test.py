@@ -260,7 +260,7 @@ def test_a_full_disk_ends_the_run_in_one_line_at_the_first_row_it_tears(
         text=True,
         timeout=60,
     )
-    message = f"at step {step}: metrics cannot be written to .*; fix that"
+    message = f"at step {step}: the metrics in .* cannot be written .*; fix that"
     assert re.search(message, done.stdout), done
     if limit == 40:
         assert (tmp_path / "metrics.jsonl").stat().st_size == 40

@@ -304,6 +304,62 @@ def test_started_again_anywhere_it_ends_with_the_same_bytes(tmp_path):
         assert shards_of(out) == wanted
 
 
+@pytest.mark.parametrize("how", ["gone", "unmounted", "disk"])
+def test_a_folder_that_is_gone_stops_and_rejects_nothing(tmp_path, monkeypatch, how):
+    source = write_folder(tmp_path / "source", members(300))
+    away, out = tmp_path / "away", tmp_path / "out"
+
+    def stopping(function, folder, plan, shards):
+        function(folder, 0)
+        if how == "disk":
+            monkeypatch.setattr("personmae_jax.foreign_files.read_file", failing)
+        else:
+            source.rename(away)
+        if how == "unmounted":
+            source.mkdir()
+        function(folder, 1)
+
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+
+    request = Request(source=(str(source),))
+    with pytest.raises(RunError, match="source cannot be read any more .*bring it"):
+        prepare(request, str(out), stopping)
+    assert not (out / "dataset_info.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(prepare_module, "_make_plan", make_plan)
+    if how != "disk":
+        if how == "unmounted":
+            source.rmdir()
+        away.rename(source)
+    assert run(out, source)["stored"] == 300
+
+
+def test_an_image_that_was_taken_away_is_rejected_alone(tmp_path):
+    source, out = write_folder(tmp_path / "source", members(300)), tmp_path / "out"
+
+    def removing(function, folder, plan, shards):
+        next(iter(sorted(source.rglob("*.jpg")))).unlink()
+        one_by_one(function, folder, plan, shards)
+
+    assert prepare(Request(source=(str(source),)), str(out), removing) == 0
+    with open(out / "rejected.csv") as file:
+        assert len([*csv.reader(file)]) == 2  # with its head
+
+
+def test_a_task_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    source, out = write_folder(tmp_path / "source", members(3)), tmp_path / "out"
+
+    def killed(file, **_):
+        file.write(b"PK torn")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Request(source=(str(source),)), str(out), one_by_one)
+    assert not [*out.glob("tasks/*.npz")]
+
+
 def test_a_finished_one_says_so_even_when_its_source_is_gone(tmp_path, capsys):
     source = write_zip(tmp_path / "a.zip", members(3))
     run(tmp_path / "out", source)
@@ -476,8 +532,12 @@ def test_the_advice_of_check_mends_a_data_set(tmp_path, drop):
         (out / "dataset_info.json").unlink()
         run(out, source, drop_duplicates=drop)
         assert shards_of(out) == before
-    (source / "new.jpg").write_bytes(jpeg(1000))
     (out / "dataset_info.json").unlink()
+    some = sorted(source.rglob("*.jpg"))[0]
+    some.rename(some.with_name("renamed.jpg"))
+    with pytest.raises(ConfigError, match="images of other names than when .*name a"):
+        run(out, source, drop_duplicates=drop)
+    (source / "new.jpg").write_bytes(jpeg(1000))
     with pytest.raises(ConfigError, match="261 images, and 260 when .*name a new"):
         run(out, source, drop_duplicates=drop)
 

@@ -274,6 +274,32 @@ def test_what_is_nothing_known_is_refused(tmp_path):
             list_sources([str(tmp_path / name)])
 
 
+def test_what_may_not_be_read_is_told_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(ConfigError, match="a cannot be read: Permission denied"):
+        find_sources([str(tmp_path / "a")])
+
+
+def test_archives_beside_a_hidden_image_are_archives(tmp_path):
+    zipped = write_zip(tmp_path / "c.zip", members(2))
+    write_folder(tmp_path / ".thumbnails", {"1.jpg": jpeg(0)})
+    assert find_sources([str(tmp_path)]) == [("zip", (str(zipped),))]
+
+
+def test_a_tar_with_names_of_megabytes_is_refused(tmp_path):
+    for length in (5_000, 2**22):
+        path = tmp_path / f"{length}.tar.gz"
+        with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as tar:
+            tar.addfile(tarfile.TarInfo("a" * length))
+        with pytest.raises(ConfigError, match="absurd"):
+            list_sources([str(path)])
+
+
 def test_a_folder_of_images_is_one_source_even_beside_archives(tmp_path):
     write_folder(tmp_path / "a", {"b/1.jpg": jpeg(0), "README": b"text"})
     write_zip(tmp_path / "a" / "c.zip", members(2))

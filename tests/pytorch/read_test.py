@@ -174,6 +174,29 @@ def test_a_tensor_that_claims_more_than_is_stored_is_refused(tmp_path):
         stored.array()
 
 
+def test_a_tensor_that_repeats_what_its_storage_only_claims_is_not_blown_up(tmp_path):
+    """Strides of 0 over 300 numbers; both size and storage say 2**20."""
+    path = save_torch(tmp_path / "f.pth", {"w": np.zeros(300, "f4")})
+
+    def enlarge(name, data):
+        if not name.endswith("data.pkl"):
+            return data
+        old, new = (
+            b"M" + (300).to_bytes(2, "little"),
+            b"J" + (2**20).to_bytes(4, "little"),
+        )
+        data = data.replace(old, new)
+        stride = new + b"\x85"
+        at = data.rindex(b"K\x01\x85")  # the tuple of strides, after that of sizes
+        assert stride in data[:at]
+        return data[:at] + b"K\x00\x85" + data[at + 3 :]
+
+    stored = open_file(repack(path, tmp_path / "liar.pth", change=enlarge)).tree["w"]
+    assert stored.shape == (2**20,)
+    with pytest.raises(ValueError, match="repeated to 1048576 out of fewer"):
+        stored.array()
+
+
 def test_a_tensor_that_repeats_its_numbers_is_not_blown_up(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     path = tmp_path / "f.pth"

@@ -5,17 +5,18 @@ import pytest
 import torch_files
 from exported import small_config, trained_like, vit_config
 from safetensors.numpy import save_file
-from torch_files import learned_table
+from torch_files import learned_table, save_torch
 
 from personmae_jax.config import Config
 from personmae_jax.config_finetune import FinetuneInitConfig
 from personmae_jax.errors import ConfigError
-from personmae_jax.pytorch import weights
+from personmae_jax.pytorch import file_settings, weights
 from personmae_jax.pytorch.export import encoder_tensors
 from personmae_jax.pytorch.importer import read_encoder, settings_of_file
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.model_card import describe_export
 from personmae_jax.pytorch.positions import resample_positions
+from personmae_jax.pytorch.read import open_file
 
 
 @pytest.fixture
@@ -38,6 +39,15 @@ def architecture(cfg: Config) -> tuple[int, ...]:
     encoder = cfg.encoder
     sizes = (encoder.width, encoder.depth, encoder.num_heads, encoder.mlp_ratio)
     return (*sizes, encoder.patch_size, cfg.data.height, cfg.data.width)
+
+
+def test_what_a_file_says_of_itself_is_no_tuple_of_tuples(tmp_path):
+    nested = ()
+    for _ in range(60):  # as text 2**60 brackets
+        nested = (nested, nested)
+    meta = {"num_heads": nested, "layer_norm_eps": nested}
+    path = save_torch(tmp_path / "f.pth", {"meta": meta})
+    assert file_settings._own_meta(open_file(path)) == {}
 
 
 def test_a_strangers_file_tells_architecture_and_size(file):

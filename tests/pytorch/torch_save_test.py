@@ -70,6 +70,8 @@ def test_pickles_that_ask_for_the_impossible_are_refused(is_zip, tmp_path):
         b"\x96" + b"\xff" * 4 + bytes(4) + b".",
         b"I" + b"9" * 5000 + b"\n.",
         b"\x8b\xff\xff\xff\x7f.",
+        # A storage named by tuples in tuples, whose text has 2**60 brackets.
+        b"(U\x07storagectorch\nFloatStorage\n)" + b"2\x86" * 60 + b"U\x03cpuK\x01tQ.",
     ):
         change = lambda name, data, hostile=hostile: (  # noqa: E731
             b"\x80\x02" + hostile if name.endswith("data.pkl") else data

@@ -20,6 +20,13 @@ def test_a_run_brings_its_architecture_statistics_and_weights(tmp_path):
     assert notes == (f"Encoder from {tmp_path / 'source'}, student.",)
 
 
+def test_camera_embeddings_that_stay_behind_are_told(tmp_path):
+    cfg, source = tiny_finetuning(), tiny_finetuning()
+    source.head.use_cameras = True
+    _, _, (note,) = start(cfg, source, tmp_path)
+    assert "WARNING: it was fine-tuned with camera embeddings, which stay" in note
+
+
 def test_another_input_size_keeps_the_coordinates_of_the_codes(tmp_path):
     cfg, source = tiny_finetuning(), exported.small_config()  # 8 x 4 patches of 4
     cfg.data.height = 48

@@ -64,6 +64,16 @@ def test_training_images_alone_suffice_and_then_nothing_is_scored(tmp_path):
     assert alone.sha256 == target.sha256
 
 
+def test_queries_without_a_gallery_are_refused_unless_others_are_scored(tmp_path):
+    cfg = market(tmp_path)
+    for file in (tmp_path / "bounding_box_test").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"gallery|match"):
+        open_target(cfg)
+    cfg.eval.path = str(tmp_path / "elsewhere")
+    assert open_target(cfg)[1] is not None
+
+
 def test_scores_that_nobody_asks_for_leave_query_and_gallery_unread(tmp_path):
     cfg = market(tmp_path)
     cfg.eval.every_rounds = 0
