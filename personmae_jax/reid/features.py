@@ -263,8 +263,7 @@ def camera_centred(
 
     An untrained or half-trained encoder tells cameras apart long before people: what
     one camera's images share outweighs who is in them. This takes it off and asks for
-    no identity. The features of a camera stay where of one nothing would be left, as of
-    its only image, or of one that it has twice.
+    no identity. The feature of a camera with one image stays: nothing would be left.
 
     Source: the idea, Camera-based Batch Normalization (arXiv 2001.08680), which aligns
     cameras so inside the network.
@@ -272,9 +271,8 @@ def camera_centred(
     centred = features.copy()
     for camera in np.unique(cameras):
         seen_by = np.flatnonzero(cameras == camera)
-        rest = features[seen_by] - features[seen_by].mean(axis=0)
-        if rest.any(axis=1).all():
-            centred[seen_by] = rest
+        if len(seen_by) > 1:
+            centred[seen_by] -= features[seen_by].mean(axis=0)
     return centred
 
 

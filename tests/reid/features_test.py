@@ -188,10 +188,3 @@ def test_each_camera_loses_its_mean_unless_it_has_one_image():
     expected = [[-2, -5 / 3], [0, 1 / 3], [10, 0], [2, 4 / 3]]
     np.testing.assert_allclose(centred, expected, rtol=1e-6)
     assert features[0, 0] == 1  # not changed in place
-
-
-def test_a_camera_with_one_image_twice_keeps_it():
-    features = np.array([[1, 2], [1, 2], [3, 4], [5, 5]], np.float32)
-    centred = camera_centred(features, np.array([0, 0, 1, 1]))
-    np.testing.assert_array_equal(centred[:2], features[:2])
-    assert centred[2:].any(axis=1).all()
