@@ -60,7 +60,7 @@ class MetricsWriter(Closing):
         self._workdir = workdir
         self._remote = is_remote(workdir)
         self._closing = contextlib.ExitStack()
-        with reporting_failure(f"the metrics in {self._workdir}"):
+        with self._reporting_failure():
             self._open(start_step)
 
     def _open(self, start_step: int) -> None:
@@ -106,7 +106,7 @@ class MetricsWriter(Closing):
         """
         row = {"step": step} | {name: _to_json(v) for name, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
-        with reporting_failure(f"the metrics in {self._workdir}"):
+        with self._reporting_failure():
             rest = line.encode()
             while rest:  # a disk that fills takes a part, and the next write says why
                 rest = rest[self._rows.write(rest) :]
@@ -133,7 +133,7 @@ class MetricsWriter(Closing):
           RunError: The disk is full.
         """
         png = pictures.encode(picture)
-        with reporting_failure(f"the metrics in {self._workdir}"):
+        with self._reporting_failure():
             pictures.write(self._workdir, f"{step}.png", png)
             height, width, _ = picture.shape
             image = _Summary.Image(
@@ -147,7 +147,7 @@ class MetricsWriter(Closing):
 
         A copy that fails is said in the log and made up for by the next one.
         """
-        with reporting_failure(f"the metrics in {self._workdir}"):
+        with self._reporting_failure():
             self._events.flush()
         if not self._remote:
             return
@@ -161,10 +161,13 @@ class MetricsWriter(Closing):
 
     def close(self) -> None:
         """Writes out what is left; raises RunError if storage does not take it."""
-        with reporting_failure(f"the metrics in {self._workdir}"), self._closing:
+        with self._reporting_failure(), self._closing:
             self._events.close()
             if self._remote:
                 self._copy()
+
+    def _reporting_failure(self) -> contextlib.AbstractContextManager[None]:
+        return reporting_failure(f"the metrics in {self._workdir}")
 
     def _copy(self) -> None:
         copy_folder(self._local, self._workdir)

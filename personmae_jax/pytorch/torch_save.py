@@ -177,15 +177,13 @@ def _read(
     storage: _Storage, offset: int, size: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
     number = math.prod(size)
-    if number > storage.count:
-        raise ValueError(f"repeated to {number} out of fewer in the file")
     dtype = np.dtype(storage.dtype)
     stored = np.frombuffer(storage.read(), dtype)
     data = stored[offset:]
     last = sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
     if number and last >= len(data):
         raise ValueError("of more numbers than are stored")
-    if number > len(stored):  # the count was a claim
+    if number > min(storage.count, len(stored)):  # the count is a claim
         raise ValueError(f"repeated to {number} out of fewer in the file")
     if not number:
         return np.zeros(size, dtype)

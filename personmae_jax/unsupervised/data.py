@@ -83,8 +83,6 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
         cameras = people.cameras[people.train]
         target = unlabelled(people.where, people.records, people.train, cameras)
         people = people if cfg.eval.every_rounds and len(people.query) else None
-        if people is not None and cfg.eval.path is None:
-            check_retrieval(people)
     least = max(2 * cfg.sampling.clusters, cfg.cluster.k1 + 1)
     if len(target) < least:
         raise ConfigError(
@@ -137,4 +135,9 @@ def _open_people(cfg: UnsupervisedConfig) -> ReidDataset:
     if data.layout == "synthetic":
         return synthetic_dataset(data.synthetic, data.synthetic_train)
     # Training images alone do, where there are no queries.
-    return open_dataset(data.layout, str(data.path), data.query_camera, is_scored=False)
+    people = open_dataset(
+        data.layout, str(data.path), data.query_camera, is_scored=False
+    )
+    if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
+        check_retrieval(people)
+    return people

@@ -38,10 +38,11 @@ class ClusterReport:
         Raises:
           RunError: The disk is full.
         """
+        is_due = round_ == self._last or round_ % self._every == 0
+        png = pictures.encode(page(self._target, clusters, features)) if is_due else b""
         with reporting_failure(f"the clusters in {self._workdir}"):
             write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
-            if round_ == self._last or round_ % self._every == 0:
-                png = pictures.encode(page(self._target, clusters, features))
+            if is_due:
                 pictures.write(self._workdir, f"clusters-{round_:04}.png", png)
         return {}
 
