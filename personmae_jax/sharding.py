@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Int64, PyTree, Shaped
 
 from personmae_jax.config import MeshConfig
 
@@ -34,13 +35,14 @@ def make_mesh(cfg: MeshConfig | None = None, devices: list[Any] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     fsdp = 1 if cfg is None else cfg.fsdp
-    # Auto: under the default, Explicit, stock Linen attention fails.
-    return jax.make_mesh(
+    laid_out = mesh_utils.create_device_mesh(
         (len(devices) // fsdp, fsdp),
-        (_DATA, _FSDP),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
+        devices,
+        # Else v4:4x4x4 could be cut into parts of 4 or 16 chips, but not of 8.
+        allow_split_physical_axes=True,
     )
+    # Auto: under the default, Explicit, stock Linen attention fails.
+    return Mesh(laid_out, (_DATA, _FSDP), (AxisType.Auto, AxisType.Auto))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -111,9 +113,8 @@ def gather(mesh: Mesh) -> Callable[[PyTree], PyTree]:
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows of a batch (numpy, any tree) onto its devices.
 
-    Hosts' rows lie one after the other: row r of host p of n is global row
-    p * (b / n) + r. A step's sums do not depend on that order; what it draws for
-    its rows it brings to them by `stream_to_device_order`.
+    They lie where `rows_of_hosts` says. A step's sums do not depend on that order; what
+    it draws for its rows it brings to them by `stream_to_device_order`.
     """
     sharding = batch_sharding(mesh)
     # With several processes jax does not count this call as an explicit transfer.
@@ -123,20 +124,38 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
         )
 
 
+def rows_of_hosts(mesh: Mesh, batch_size: int) -> dict[int, Int64[np.ndarray, " n"]]:
+    """The rows of a global batch that each host has, ascending, by process index.
+
+    On a TPU pod a mesh follows the links between chips, not the hosts: those of one
+    host need not lie one after the other (on v5e:4x4 hosts own chips in the order
+    0 0 1 1 1 1 0 2 3 3 3 3 2 2 2 0).
+    """
+    found: dict[int, list[np.ndarray]] = {}
+    where = batch_sharding(mesh).devices_indices_map((batch_size,))
+    for device, (rows,) in where.items():
+        found.setdefault(device.process_index, []).append(np.arange(batch_size)[rows])
+    return {host: np.sort(np.concatenate(rows)) for host, rows in found.items()}
+
+
 def stream_to_device_order(
-    values: Shaped[Array, "*lead b"],
+    values: Shaped[Array, "*lead b"], mesh: Mesh
 ) -> Shaped[Array, "*lead b"]:
     """Brings values for the rows of a batch to where `to_devices` has laid them.
 
     Args:
       values: The last axis is that of the rows, in the order of the stream, of which
         host p of n has rows p, p + n, ...
+      mesh: Over all devices of all hosts.
 
     Returns:
       The same values, so that their number of hosts changes no row's own.
     """
-    of_hosts = values.reshape(*values.shape[:-1], -1, jax.process_count())
-    return of_hosts.swapaxes(-1, -2).reshape(values.shape)
+    of_hosts = rows_of_hosts(mesh, values.shape[-1])
+    order = np.empty(values.shape[-1], np.int64)
+    for host, rows in of_hosts.items():
+        order[rows] = np.arange(host, len(order), len(of_hosts))
+    return values if len(of_hosts) == 1 else values[..., order]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -18,13 +18,22 @@ def with_devices(env: dict[str, str], count: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def start_hosts(
-    command: Sequence[str], count: int, env: dict[str, str]
+    command: Sequence[str],
+    count: int,
+    env: dict[str, str],
+    more: Sequence[Sequence[str]] | None = None,
 ) -> Iterator[list[subprocess.Popen]]:
-    """So many processes of one run, one if it is alone; killed when left."""
+    """So many processes of one run, one if it is alone; killed when left.
+
+    Each may be given more words.
+    """
     cluster = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
     processes = [
         subprocess.Popen(
-            [*command, *([*cluster, f"--process_id={i}"] if count > 1 else ())],
+            [
+                *(*command, *(more[i] if more else ())),
+                *([*cluster, f"--process_id={i}"] if count > 1 else ()),
+            ],
             cwd=ROOT,
             env=environment(env),
             stdout=subprocess.DEVNULL,

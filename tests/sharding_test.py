@@ -1,5 +1,7 @@
 """Who holds what on eight devices."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +44,36 @@ def test_rows_are_split_in_order_over_all_devices_and_keep_their_dtype(fsdp):
         np.testing.assert_array_equal(shards[device], [2 * i, 2 * i + 1])
 
 
-def test_what_is_drawn_for_a_row_is_brought_to_where_its_host_lays_it(monkeypatch):
-    of_rows = jnp.arange(24).reshape(3, 8)
-    np.testing.assert_array_equal(sharding.stream_to_device_order(of_rows), of_rows)
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    laid = np.concatenate([of_rows[:, host::4] for host in range(4)], axis=1)
-    np.testing.assert_array_equal(sharding.stream_to_device_order(of_rows), laid)
+class Device(NamedTuple):
+    """As much of a device as tells which rows of a batch are on it."""
+
+    id: int
+    process_index: int
+
+
+@pytest.mark.parametrize("hosts", [[0, 0, 1, 1], [1, 0, 0, 1]])
+def test_what_is_drawn_for_a_row_is_brought_to_where_its_host_lays_it(
+    hosts, monkeypatch
+):
+    mesh, of_rows = sharding.make_mesh(), jnp.arange(24).reshape(3, 8)
+    assert list(sharding.rows_of_hosts(mesh, 8)[0]) == [*range(8)]
+    got = sharding.stream_to_device_order(of_rows, mesh)
+    np.testing.assert_array_equal(got, of_rows)
+
+    class OnSeveralHosts:
+        """A mesh that follows the links between chips, as on a TPU pod."""
+
+        def devices_indices_map(self, shape):
+            devices = (Device(i, host) for i, host in enumerate(hosts))
+            return {d: (slice(2 * d.id, 2 * d.id + 2),) for d in devices}
+
+    monkeypatch.setattr(sharding, "batch_sharding", lambda _: OnSeveralHosts())
+    rows = sharding.rows_of_hosts(mesh, 8)
+    laid = np.asarray(sharding.stream_to_device_order(of_rows, mesh))
+    for host in (0, 1):
+        of_host = [i for i in range(8) if hosts[i // 2] == host]
+        assert list(rows[host]) == of_host
+        np.testing.assert_array_equal(laid[:, of_host], of_rows[:, host::2])
 
 
 def test_without_fsdp_every_device_holds_the_whole_state():

@@ -182,7 +182,8 @@ class Checkpoints(Closing):
 
     def _report_failure(self, act: Callable[[], object]) -> None:
         try:
-            act()
+            with jax.transfer_guard("allow"):  # orbax fetches the state implicitly
+                act()
         except Exception as e:  # orbax and tensorstore raise whatever they meet
             logging.debug("Saving failed.", exc_info=True)
             is_storage = not isinstance(e, jax.errors.JaxRuntimeError)  # same words

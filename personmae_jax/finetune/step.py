@@ -45,7 +45,7 @@ def make_train_step(
             drawn = personmae.sample_drop_path_mask(
                 key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"])
             )
-            scales = sharding.stream_to_device_order(drawn)
+            scales = sharding.stream_to_device_order(drawn, mesh)
         features = model.encode(
             cfg,
             params,

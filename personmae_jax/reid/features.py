@@ -190,24 +190,24 @@ class Extractor:
         """
         if cameras is None:
             cameras = [0] * len(indices)
-        rows = self._batch_size // jax.process_count()
-        first = jax.process_index() * rows
+        of_hosts = sharding.rows_of_hosts(self._mesh, self._batch_size)
+        own, size = of_hosts[jax.process_index()], (self._data.height, self._data.width)
         found: list[np.ndarray] = []
         last: jax.Array | None = None
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
             def read(start: int) -> list[futures.Future]:
-                own = indices[start + first : start + first + rows]
-                return [pool.submit(self._read, records, int(i), change) for i in own]
+                chosen = [int(indices[i]) for i in start + own if i < len(indices)]
+                return [pool.submit(self._read, records, i, change) for i in chosen]
 
             ahead = read(0)
             for start in range(0, len(indices), self._batch_size):
                 tasks, ahead = ahead, read(start + self._batch_size)
-                pixels = np.zeros((rows, self._data.height, self._data.width, 3), "u1")
-                seen_by = np.zeros(rows, np.int32)
+                pixels = np.zeros((len(own), *size, 3), "u1")
+                seen_by = np.zeros(len(own), np.int32)
                 for row, task in enumerate(tasks):
                     pixels[row] = task.result()
-                    seen_by[row] = cameras[start + first + row]
+                    seen_by[row] = cameras[start + own[row]]
                 batch = sharding.to_devices((pixels, seen_by), self._mesh)
                 features = self._encode(params, *batch)
                 if last is not None:  # while the devices make the next ones

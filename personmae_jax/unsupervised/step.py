@@ -58,7 +58,7 @@ def make_train_step(
             drawn = personmae.sample_drop_path_mask(
                 key, cfg.encoder.depth, cfg.head.drop_path, len(labels)
             )
-            mask = sharding.stream_to_device_order(drawn)
+            mask = sharding.stream_to_device_order(drawn, mesh)
         features = model.encode(
             cfg, params, batch["image"], drop_path_mask=mask, dtype=dtype
         )

@@ -130,6 +130,22 @@ def test_donating_the_state_right_after_save_leaves_the_checkpoint_intact(tmp_pa
     assert_same(restored, make_state(5, width=1 << 16))
 
 
+def test_the_loop_s_guard_does_not_refuse_what_orbax_fetches(tmp_path, monkeypatch):
+    """On a GPU or TPU: a CPU's arrays are read without a transfer."""
+    guards, state = [], make_state(1)
+    with open_checkpoints(tmp_path) as checkpoints:
+        save = checkpoints._manager.save
+
+        def note_guard(*args, **kwargs):
+            guards.append(jax.config.jax_transfer_guard_device_to_host)
+            return save(*args, **kwargs)
+
+        monkeypatch.setattr(checkpoints._manager, "save", note_guard)
+        with jax.transfer_guard("disallow"):
+            checkpoints.save(1, state)
+    assert guards == ["allow"]
+
+
 def test_saving_a_step_twice_is_no_error(saved):
     with open_checkpoints(saved) as checkpoints:
         checkpoints.save(20, make_state(99))

@@ -6,12 +6,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 from tensorboardX.proto import event_pb2
@@ -286,6 +288,18 @@ def test_params_sha256_is_equal_for_any_sharding(num_devices):
         params = {"x": jax.device_put(array, NamedSharding(mesh, spec))}
         with jax.transfer_guard("disallow"):
             assert params_sha256(params) == params_sha256({"x": array})
+
+
+def test_the_loop_s_guard_does_not_refuse_what_several_hosts_gather(monkeypatch):
+    def gather(leaf, tiled):
+        assert jax.config.jax_transfer_guard_device_to_host == "allow"
+        return np.zeros(1)
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    leaf = unittest.mock.Mock(spec=jax.Array)
+    leaf.is_fully_addressable = leaf.is_fully_replicated = False
+    with jax.transfer_guard("disallow"):
+        assert params_sha256({"x": leaf}) == params_sha256({"x": np.zeros(1)})
 
 
 @pytest.mark.parametrize(

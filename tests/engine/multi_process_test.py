@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -181,6 +182,81 @@ def test_the_workdir_of_another_run_is_refused_without_waiting(one, images, env)
         processes[1].wait(timeout=60)
     assert processes[0].returncode == 2
     assert "config.train.seed: 0 there, 7 here" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("--config.train.seed=7",), "config.train.seed: 0 there, 7 here"),
+        (("--config.data.path=FEWER",), f"data of {NUM_IMAGES} records"),
+    ],
+    ids=["settings", "data"],
+)
+def test_processes_that_would_train_different_things_are_refused(
+    tmp_path, images, env, settings, told
+):
+    (tmp_path / "fewer").mkdir()
+    for i in range(NUM_IMAGES - 1):
+        image = pedestrian.encode_pedestrian(0, i, 0, 0)
+        (tmp_path / "fewer" / f"{i}.jpg").write_bytes(image)
+    run = command(tmp_path / "run", *SETTINGS, images[0])
+    other = [word.replace("FEWER", f"{tmp_path / 'fewer'}") for word in settings]
+    with start_hosts(run, 2, with_devices(env, 1), [[], other]) as processes:
+        said = assert_all_end(processes, 2)
+    assert all("process 1 of this run has other" in x and told in x for x in said)
+    assert not (tmp_path / "run").exists()
+
+
+FEATURES = """
+import sys
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from personmae_jax import sharding
+from personmae_jax.config import ImageConfig
+from personmae_jax.engine import distributed
+from personmae_jax.reid.features import Extractor
+
+flags = dict(word.removeprefix("--").split("=") for word in sys.argv[1:])
+distributed.initialize(
+    flags["coordinator"], int(flags["num_processes"]), int(flags["process_id"])
+)
+
+
+class Grey:
+    def __len__(self):
+        return 20
+
+    def name(self, i):
+        return str(i)
+
+    def read(self, i):
+        return cv2.imencode(".png", np.full((16, 16, 3), i, np.uint8))[1].tobytes()
+
+
+mesh = sharding.make_mesh()
+devices = mesh.devices.ravel()[[0, 2, 3, 1]]  # as a TPU's links might have it
+assert [d.process_index for d in devices] == [0, 1, 1, 0]
+mesh = jax.sharding.Mesh(devices.reshape(4, 1), mesh.axis_names, mesh.axis_types)
+zero = sharding.replicate(np.float32(0), mesh)
+extract = Extractor(
+    lambda zero, images, cameras: jnp.stack([images[:, 0, 0, 0] + zero, cameras], 1),
+    *(ImageConfig(height=16, width=16), mesh, 8),
+)
+with jax.transfer_guard("disallow"):
+    found = extract(zero, Grey(), range(20), range(100, 120))
+np.testing.assert_array_equal(found[:, 0], np.arange(20))
+np.testing.assert_array_equal(found[:, 1], np.arange(100, 120))
+"""
+
+
+@pytest.mark.slow
+def test_a_feature_is_of_its_image_whatever_the_order_of_the_hosts_devices(env):
+    run = [sys.executable, "-c", FEATURES]
+    with start_hosts(run, 2, with_devices(env, 2)) as processes:
+        assert_all_end(processes, 0)
 
 
 @pytest.mark.slow
