@@ -32,6 +32,7 @@ from personmae_jax.errors import ConfigError, RunError, first_line, quoted
 Settings = TypeVar("Settings")
 
 _kind: type = Config  # of what `--config` gives
+_none: list[str] = []  # settings given as None, which ml_collections would parse
 
 
 def define_config(
@@ -60,8 +61,8 @@ def define_config(
             with contextlib.suppress(AttributeError):  # `check_types` says it
                 section = functools.reduce(getattr, sections, flag.value)
                 value = getattr(section, name)
-                if type(value) is tuple and len(value) == 1 and value[0] is None:
-                    setattr(section, name, None)  # =None for a tuple is read so
+                if path in _none:
+                    setattr(section, name, None)
                 elif type(value) is str and sections != ["init"]:  # as `_expand_home`
                     setattr(section, name, os.path.expanduser(value))
         check_types(flag.value)
@@ -131,9 +132,7 @@ def define_cluster() -> Callable[[], dict[str, Any]]:
     """Defines the flags of `distributed.initialize`; returns what reads them."""
     holders = (
         flags.DEFINE_string(
-            "coordinator",
-            None,
-            "HOST:PORT of process 0, where jax does not find the cluster by itself.",
+            "coordinator", None, "HOST:PORT of process 0, where jax finds no cluster."
         ),
         flags.DEFINE_integer("num_processes", None, "With --coordinator: of the run."),
         flags.DEFINE_integer("process_id", None, "With --coordinator: this one's."),
@@ -238,7 +237,8 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
         if is_setting and argument.partition("=")[2].strip() == "()":
             raise ConfigError(f"--{name}=() is empty; give numbers: (8,) or (8,9)")
         kept[is_setting, path if is_setting or is_file else place] = argument
-    return [kept[key] for key in sorted(kept, key=lambda key: key[0])]
+    _none[:] = [str(k) for (is_, k), v in kept.items() if is_ and v.endswith("=None")]
+    return [kept[k] for k in sorted(kept, key=lambda k: k[0]) if k[1] not in _none]
 
 
 def _guarded(main: Callable[[], int | None]) -> int:

@@ -7,6 +7,7 @@ asks for no data and no TPU. Exit codes: 0 reported, 1 failed, 2 wrong settings.
 """
 
 import json
+import os
 
 import command_line
 from absl import flags
@@ -34,6 +35,10 @@ def main() -> None:
             "give either --topology=v5e:4x4 or the like, or --device=here"
         )
 
+    if _DUMP_HLO.value and not os.path.isdir(os.path.dirname(_DUMP_HLO.value) or "."):
+        raise ConfigError(
+            f"--dump-hlo={_DUMP_HLO.value}: there is no such folder; make it first"
+        )
     from personmae_jax.preflight import estimate
     from personmae_jax.preflight.text import describe
 

@@ -87,7 +87,8 @@ class LossConfig:
     visible_pixel_weight: float = 1.0  # of what is visible in RegionA; MAE 0
     feature_weight: float = 1.0  # BootMAE; 0 leaves the feature predictor out
     feature_ramp: float = 0.25  # of all steps, linear from 0; ours
-    feature_blocks: int = 6  # upper ones whose mean is the target; data2vec
+    # Upper ones, or all where there are fewer, whose mean is the target; data2vec.
+    feature_blocks: int = 6
     feature_instance_norm: bool = True  # of each, over patches; data2vec 2.0
     # cls predicts their mean token; data2vec 2.0: 0.01. In our runs of 600 steps, 0 is
     # better after fine-tuning (docs/results.md); no long run has compared them here.
@@ -127,7 +128,9 @@ class TrainConfig:
     batch_size: int = 4096  # images, over all devices and hosts; MAE
     epochs: float = 300.0  # HAP on LUPerson
     steps: int | None = None  # None: epochs * records / batch_size
-    accumulate: int = 1  # micro-batches whose gradients are averaged in one step
+    # Micro-batches whose gradients are averaged in one step. Where
+    # `loss.visible_pixel_weight` is not 1, each has weights of its own sum.
+    accumulate: int = 1
     # Of matrix products and activations; parameters, the inside of norms and softmax,
     # and losses are always float32.
     # "auto": bfloat16 on TPU and GPU, float32 on CPU.

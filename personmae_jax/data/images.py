@@ -132,7 +132,7 @@ def decode(
         except ValueError:  # a rare subsampling, or a damaged header: Pillow knows
             return _decode_any(data, max_pixels, min_side)
         _check_size(int(height), int(width), max_pixels, min_side)
-        if colorspace != "CMYK":
+        if colorspace not in ("CMYK", "YCCK"):
             return _decode_jpeg(data, colorspace, has_exif)
     return _decode_any(data, max_pixels, min_side)
 

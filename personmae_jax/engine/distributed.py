@@ -67,15 +67,18 @@ def join(
             f"--process_id={process_id} make no cluster; give all three, or none for a "
             "run of one process or on a cluster that jax knows"
         )
+    if num_processes is not None and num_processes < 1:
+        raise ConfigError(f"--num_processes={num_processes} is less than 1")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise ConfigError(
             f"--process_id={process_id} is not in 0 .. {num_processes - 1}, one less "
             "than --num_processes"
         )
-    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
+    port = re.fullmatch(r".+:([1-9]\d{0,4})", coordinator or "")
+    if coordinator is not None and (port is None or int(port[1]) > 65535):
         raise ConfigError(
-            f"--coordinator={coordinator} has no port; give HOST:PORT, e.g. "
-            f"{coordinator.partition(':')[0]}:12345, a free port of process 0's host"
+            f"--coordinator={coordinator} has no port of 1 to 65535; give HOST:PORT, "
+            f"e.g. {coordinator.partition(':')[0]}:12345, a free one of its host"
         )
     others = (
         "the other processes of the cluster that jax finds in the environment (Slurm, "

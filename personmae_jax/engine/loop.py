@@ -21,7 +21,7 @@ from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Streams, Training
-from personmae_jax.engine.workdir import Workdir
+from personmae_jax.engine.workdir import Workdir, check_processes_agree
 from personmae_jax.errors import RunError, first_line
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
@@ -40,13 +40,14 @@ def run(training: Training, workdir: str) -> int:
     """
     program, is_main = training.program, jax.process_index() == 0
     cfg, num_steps = program.cfg, program.num_steps
+    facts = {"num_steps": num_steps, **training.data}
+    check_processes_agree(cfg, facts)
     path = open_path(workdir)
     keep_compiled(path)
     with contextlib.ExitStack() as stack:
         lock = None
         if is_main:
-            run_facts = {"num_steps": num_steps, **training.data}
-            lock = stack.enter_context(Workdir(workdir, cfg, **run_facts))
+            lock = stack.enter_context(Workdir(workdir, cfg, **facts))
         checkpoints = stack.enter_context(
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )
@@ -82,6 +83,8 @@ def run(training: Training, workdir: str) -> int:
             state = checkpoints.restore(program.abstract_state, start)
         if is_main:
             print(_describe(training, start), flush=True)
+        with device_errors(training.memory_hint):
+            ready = dataclasses.replace(program, train_step=compiled.result())
         rows = stack.enter_context(
             Rows(
                 *(program, path if is_main else None, start),
@@ -91,7 +94,6 @@ def run(training: Training, workdir: str) -> int:
         )
         trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
         with device_errors(training.memory_hint):
-            ready = dataclasses.replace(program, train_step=compiled.result())
             last = train(
                 *(dataclasses.replace(training, program=ready), state, start),
                 *(streams, rows, checkpoints, lock, trace),
@@ -206,8 +208,9 @@ def device_errors(hint: str) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
         if "RESOURCE_EXHAUSTED" in str(e):
             raise RunError(
-                f"out of memory on the device ({first_line(e)}); use a smaller batch, "
-                f"{hint}, --config.train.remat=block, or more devices"
+                f"out of memory on the device ({first_line(e)}); use {hint}, "
+                "--config.train.remat=block, more devices, or another --workdir with a "
+                "smaller batch"
             ) from e
         if lost := distributed.lost_process(e):
             raise lost from e

@@ -87,7 +87,9 @@ def reporting_failure(what: str) -> Iterator[None]:
     """Turns a failure to write `what`, as of a full disk, into a RunError."""
     try:
         yield
-    except OSError as error:
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:  # each storage has its own errors
         raise RunError(
             f"{what} cannot be written ({first_line(error)}); fix that and start again"
         ) from error

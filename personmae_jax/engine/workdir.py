@@ -5,7 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from personmae_jax.config_json import (
     Settings,
@@ -34,6 +37,14 @@ FREE_FIELDS = (
     "config.eval.",
     "config.export.",
     "config.profile.",
+)
+
+# What the processes of one run may have of their own.
+_PER_PROCESS = (
+    "config.data.path",
+    "config.data.num_threads",
+    "config.data.num_workers",
+    "config.eval.path",
 )
 
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
@@ -187,6 +198,38 @@ def _describe(run: Mapping[str, Any]) -> str:
         f"{run.get('num_records')} records{of_people}{hashed} for "
         f"{run.get('num_steps')} steps{scored}"
     )
+
+
+def check_processes_agree(cfg: Settings, facts: Mapping[str, Any]) -> None:
+    """Compares settings and data of all processes of a run, before any of them trains.
+
+    Without it each would train a network of its own, or one wait for the others.
+
+    Raises:
+      ConfigError: They differ, on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps([config_to_json(cfg), facts]).encode()
+    longest = multihost_utils.process_allgather(np.asarray(len(text))).max()
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    texts = multihost_utils.process_allgather(padded)
+    (first, data), *others = [json.loads(row.tobytes()) for row in texts]
+    for process, (other, other_data) in enumerate(others, 1):
+        theirs, ours = config_from_json(first), config_from_json(other)
+        wrong = ["another kind of training"]
+        if type(theirs) is type(ours):
+            found = differences(theirs, ours)
+            wrong = [f"{k}: {v}" for k, v in found.items() if k not in _PER_PROCESS]
+        if data != other_data:
+            wrong.append(
+                f"data of {_describe(data)} there, {_describe(other_data)} here"
+            )
+        if wrong:
+            raise ConfigError(
+                f"process {process} of this run has other settings or data than "
+                f"process 0 ({'; '.join(wrong)}); start all of them alike"
+            )
 
 
 def _is_below(name: str, free: str) -> bool:

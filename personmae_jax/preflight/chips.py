@@ -66,7 +66,10 @@ def absent_devices(topology: str) -> tuple[Chip, list[Any]]:
       RunError: libtpu is not installed.
     """
     name, _, shape = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+    sizes = re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape)
+    # libtpu aborts the process at a flat chip's third dimension, or takes it.
+    is_flat = name in ("v5e", "v6e")
+    if name not in CHIPS or not sizes or is_flat and shape.count("x") != 1:
         raise ConfigError(
             f"--topology={topology} is none: it is one of {', '.join(CHIPS)} and a "
             "shape in chips, e.g. v5e:4x4 or v4:2x2x4"

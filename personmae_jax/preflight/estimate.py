@@ -6,6 +6,7 @@ estimated: no measurement. `measure` runs the step on whatever is here instead.
 
 import dataclasses
 import math
+import pathlib
 import statistics
 import time
 from typing import Any
@@ -18,6 +19,7 @@ from personmae_jax import sharding
 from personmae_jax.config import Config
 from personmae_jax.config_check import check
 from personmae_jax.engine.program import Program
+from personmae_jax.engine.storage import reporting_failure
 from personmae_jax.errors import RunError, first_line
 from personmae_jax.preflight import hlo_costs
 from personmae_jax.preflight.chips import CHIPS, Chip, absent_devices
@@ -157,11 +159,8 @@ def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
             "size"
         ) from e
     if dump_hlo is not None:
-        try:
-            with open(dump_hlo, "w", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as e:
-            raise RunError(f"--dump-hlo={dump_hlo} cannot be written: {e}") from e
+        with reporting_failure(f"--dump-hlo={dump_hlo}"):
+            pathlib.Path(dump_hlo).write_text(text, encoding="utf-8")
     return text
 
 

@@ -325,9 +325,21 @@ command_line.run(lambda: check(settings()))
 """
 
 
-def test_none_is_a_value_of_a_setting_that_may_be_a_tuple():
-    code, said = say("--config.encoder.pos_embed_grid=None", None, SET)
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--config.encoder.pos_embed_grid=None",),
+        ("--config.optim.lr=0.1", "--config.optim.lr=None"),
+        ("--config.pixel_predictor.width", "None"),
+    ],
+)
+def test_none_is_a_value_of_a_setting_that_may_have_none(given):
+    # vits.py gives the predictors a width: a number to ml_collections.
+    code, said = say("", None, SET.replace("sys.argv[:1]", str(given)))
     assert (code, said) == (0, "")
+
+
+def test_none_is_refused_of_a_setting_that_needs_a_value():
     code, said = say("--config.data.mean=None", None, SET)
     assert code == 2
     assert said.endswith(", but is NoneType None\n")

@@ -203,6 +203,8 @@ def test_the_length_of_the_run_is_that_of_luperson_unless_said():
         ("v9:2x2", "one of v4, v5e, v5p, v6e"),
         ("v5e:0x4", "a shape in chips"),
         ("v5e:4x4x", "a shape in chips"),
+        ("v5e:4x4x4", "a shape in chips"),  # libtpu would abort the process
+        ("v6e:2x2x2", "a shape in chips"),  # it would take it for one
         ("v5e:1000x1000", "1,000,000 chips"),
     ],
 )
