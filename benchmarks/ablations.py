@@ -130,7 +130,13 @@ class Bench:
         for seed in range(self._args.seeds):
             for variant in self._args.variants:
                 self.score_variant(variant, seed, self.rate(variant))
-                write_tables(self._args, self.rows())
+                write_tables(self._args, self.at_chosen_rates())
+
+    def at_chosen_rates(self) -> list[Row]:
+        """The rows of the table: a folder may hold those of other rates as well."""
+        rates = {name: self.rate(name) for name in self._args.variants}
+        rates["untrained"] = rates[self._args.variants[0]]
+        return [r for r in self.rows() if r["rate"] == rates.get(r["variant"])]
 
     def rate(self, variant: str) -> float:
         """The peak learning rate with the best fine-tuned mAP on a seed of its own."""
