@@ -89,19 +89,12 @@ def load_images(
 
     import numpy as np
 
-    from personmae_jax import foreign_files
     from personmae_jax.config import ImageConfig
-    from personmae_jax.data import images, records
-    from personmae_jax.errors import RunError
+    from personmae_jax.data.records import ListedRecords
+    from personmae_jax.reid.datasets import read_resized
 
-    limits, pixels = ImageConfig(), np.empty((len(files), height, width, 3), np.uint8)
-    for row, file in zip(pixels, files, strict=True):
-        try:
-            data = foreign_files.read_file(os.fspath(file), records.MAX_BYTES)
-            image, _ = images.decode(
-                data, max_pixels=limits.max_pixels, min_side=limits.min_side
-            )
-        except (images.BadImage, OSError) as error:
-            raise RunError(f"{os.fspath(file)} cannot be used: {error}") from error
-        images.crop_resize(image, images.Box(0, 0, *image.shape[:2]), row)
+    records = ListedRecords("", [os.fsencode(file) for file in files])
+    pixels = np.empty((len(files), height, width, 3), np.uint8)
+    for index, row in enumerate(pixels):
+        read_resized(records, index, ImageConfig(), row)
     return pixels

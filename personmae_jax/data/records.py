@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
@@ -88,7 +89,24 @@ class SyntheticRecords:
         return self._cfg.first_identity + identity, camera, shot
 
 
-class FolderRecords:
+class ListedRecords:
+    """The images of a list of paths under one folder."""
+
+    def __init__(self, root: str, names: Names | Sequence[bytes]):
+        self._root, self._names = root, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes:
+        path = os.path.join(os.fsencode(self._root), self._names[index])
+        return foreign_files.read_file(path, MAX_BYTES)
+
+    def name(self, index: int) -> str:
+        return printable(self._names[index])
+
+
+class FolderRecords(ListedRecords):
     """Every image file under a folder, sorted by relative path.
 
     Sorted by bytes, so that the order is the same on every machine.
@@ -104,7 +122,6 @@ class FolderRecords:
         Raises:
           ConfigError: It holds no image, or a folder in it cannot be listed.
         """
-        self._root = root
         names, num_others, other = list_images(root)
         if not names:
             raise ConfigError(
@@ -113,17 +130,7 @@ class FolderRecords:
                 f"files named {', '.join(sorted(IMAGE_SUFFIXES))}, or without a suffix"
             )
         warn_of_others(root, len(names), num_others, other)
-        self._names = Names.pack(sorted(names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def read(self, index: int) -> bytes:
-        path = os.path.join(os.fsencode(self._root), self._names[index])
-        return foreign_files.read_file(path, MAX_BYTES)
-
-    def name(self, index: int) -> str:
-        return printable(self._names[index])
+        super().__init__(root, Names.pack(sorted(names)))
 
 
 def warn_of_others(root: str, num_names: int, num_others: int, other: bytes) -> None:

@@ -198,9 +198,9 @@ def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def layer_norm(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
-    """Zero mean and unit variance over the last axis, no parameters, in float32."""
+def layer_norm(x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
+    """Zero mean and unit variance over one axis, no parameters, in float32."""
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    var = jnp.var(x, axis=-1, keepdims=True)
+    mean = jnp.mean(x, axis=axis, keepdims=True)
+    var = jnp.var(x, axis=axis, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(var + 1e-6)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -101,15 +100,8 @@ def feature_target(
     """
     tokens = [x.astype(jnp.float32) for x in blocks]
     if instance_norm:
-        tokens = [_over_patches(x) for x in tokens]
+        tokens = [layer_norm(x, axis=1) for x in tokens]  # over patches, by channel
     return layer_norm(sum(tokens[1:], tokens[0]) / len(tokens))
-
-
-def _over_patches(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Zero mean and unit variance over the patches of an image, in every channel."""
-    mean = jnp.mean(x, axis=1, keepdims=True)
-    var = jnp.var(x, axis=1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(var + 1e-6)
 
 
 def cls_target(blocks: Sequence[Float[Array, "b n d"]]) -> Float[Array, "b d"]:

@@ -7,16 +7,14 @@ an image, which camera saw it, and which part of the protocol it plays.
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int64, UInt8
 
-from personmae_jax import foreign_files
 from personmae_jax.config import ImageConfig, SyntheticConfig
 from personmae_jax.data import images
-from personmae_jax.data.records import MAX_BYTES, Records, SyntheticRecords
+from personmae_jax.data.records import ListedRecords, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import dataset_layouts
 from personmae_jax.reid.dataset_layouts import JUNK, LAYOUTS
@@ -45,23 +43,6 @@ class ReidDataset:
     query: Int64[np.ndarray, " q"]  # indices of records
     gallery: Int64[np.ndarray, " g"]
     train: Int64[np.ndarray, " t"]
-
-
-class ListedRecords:
-    """The images of a list of paths under one folder."""
-
-    def __init__(self, root: str, names: Sequence[str]):
-        self._root, self._names = root, names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def read(self, index: int) -> bytes:
-        path = os.path.join(self._root, self._names[index])
-        return foreign_files.read_file(path, MAX_BYTES)
-
-    def name(self, index: int) -> str:
-        return dataset_layouts.printable(self._names[index])
 
 
 def open_dataset(
@@ -102,7 +83,7 @@ def open_dataset(
     query, gallery, train = np.split(np.arange(len(places)), ends[:-1])
     dataset = ReidDataset(
         where=f"{layout} in {root!r}",
-        records=ListedRecords(root, [path for path, _, _ in places]),
+        records=ListedRecords(root, [os.fsencode(path) for path, _, _ in places]),
         identities=np.array([identity for _, identity, _ in places], np.int64),
         cameras=np.array([camera for _, _, camera in places], np.int64),
         query=query,

@@ -20,31 +20,23 @@ _HEIGHT, _WIDTH, _MARGIN, _TITLE = 96, 48, 2, 14  # pixels
 _LIMITS = ImageConfig(max_pixels=2**26, min_side=1)  # training has read them all
 
 
-class ClusterReport:
-    """Writes clusters.csv of the latest round, and pages of clusters."""
+def write_report(
+    workdir: epath.Path,
+    target: Unlabelled,
+    clusters: Clusters,
+    features: Float32[np.ndarray, "n d"],
+    page_name: str | None,
+) -> None:
+    """Writes clusters.csv and, if it is given a name, a page of clusters.
 
-    def __init__(
-        self, workdir: epath.Path, target: Unlabelled, *, page_every: int, last: int
-    ):
-        """Touches nothing yet; round `last` has a page, too."""
-        self._workdir, self._target = workdir, target
-        self._every, self._last = page_every, last
-
-    def __call__(
-        self, round_: int, clusters: Clusters, features: Float32[np.ndarray, "n d"]
-    ) -> dict[str, int | float]:
-        """Writes what is due; adds nothing to the round's row.
-
-        Raises:
-          RunError: The disk is full.
-        """
-        is_due = round_ == self._last or round_ % self._every == 0
-        png = pictures.encode(page(self._target, clusters, features)) if is_due else b""
-        with reporting_failure(f"the clusters in {self._workdir}"):
-            write_whole(self._workdir / "clusters.csv", table(self._target, clusters))
-            if is_due:
-                pictures.write(self._workdir, f"clusters-{round_:04}.png", png)
-        return {}
+    Raises:
+      RunError: The disk is full.
+    """
+    png = pictures.encode(page(target, clusters, features)) if page_name else b""
+    with reporting_failure(f"the clusters in {workdir}"):
+        write_whole(workdir / "clusters.csv", table(target, clusters))
+        if page_name:
+            pictures.write(workdir, page_name, png)
 
 
 def table(target: Unlabelled, clusters: Clusters) -> str:

@@ -20,7 +20,7 @@ from personmae_jax.sharding import matmul_dtype
 from personmae_jax.unsupervised import model, quality
 from personmae_jax.unsupervised.data import Unlabelled
 from personmae_jax.unsupervised.program import build
-from personmae_jax.unsupervised.report import ClusterReport
+from personmae_jax.unsupervised.report import write_report
 from personmae_jax.unsupervised.rounds import PseudoLabels
 
 
@@ -70,16 +70,15 @@ def make_training(
     scored = people if scored is None else scored
     scorer = None if scored is None else _make_scorer(cfg, program, scored)
     path, rounds = open_path(workdir), cfg.train.rounds
-    report = ClusterReport(
-        path, target, page_every=cfg.eval.every_rounds or rounds, last=rounds - 1
-    )
 
     def show(round_, clusters, features):
-        numbers = report(round_, clusters, features)
-        if people is not None:
-            identities = people.identities[target.indices]
-            numbers |= quality.known(clusters.labels, identities)
-        return numbers
+        is_due = round_ % (cfg.eval.every_rounds or rounds) == 0
+        is_drawn = is_due or round_ == rounds - 1
+        page_name = f"clusters-{round_:04}.png" if is_drawn else None
+        write_report(path, target, clusters, features, page_name)
+        if people is None:
+            return {}
+        return quality.known(clusters.labels, people.identities[target.indices])
 
     return Training(
         program=program,

@@ -95,7 +95,7 @@ def test_images_are_loaded_as_evaluation_reads_them(tmp_path):
         images.crop_resize(image, Box(0, 0, 20, 10), row)
     np.testing.assert_array_equal(personmae_jax.load_images(files, 16, 8), expected)
     files[1].write_bytes(b"no image")
-    with pytest.raises(RunError, match=f"{files[1]} cannot be used: .*not an image"):
+    with pytest.raises(RunError, match=f"{files[1]} cannot be used \\(.*not an image"):
         personmae_jax.load_images(files, 16, 8)
 
 

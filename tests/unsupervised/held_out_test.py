@@ -12,10 +12,10 @@ from unlabelled import market
 
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.data.records import ListedRecords
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.reid import evaluation, init
-from personmae_jax.reid.datasets import ListedRecords
 from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.run import run
