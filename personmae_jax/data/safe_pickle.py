@@ -180,11 +180,14 @@ def _make_bytearray(self: Any) -> None:
 
 
 def check_keys(keys: list[Any]) -> None:
-    """Raises UnsafePickle unless all can be hashed at once: plain values."""
+    """Raises UnsafePickle unless all can be hashed at once: plain values, no giants."""
     for key in keys:
         parts = key if type(key) is tuple and len(key) <= _MAX_KEY else (key,)
         if not all(type(part) in _PLAIN or type(part) is Opaque for part in parts):
             raise UnsafePickle(f"a dict or set has a {type(key).__name__} as a key")
+        # Of larger ones any number have the same hash, which makes a dict slow.
+        if any(type(part) is int and abs(part) > 2**63 for part in parts):
+            raise UnsafePickle("a dict or set has a key of more than 64 bits")
 
 
 class _DType:

@@ -20,14 +20,20 @@ class BeamPool:
         """Takes Beam's runner, e.g. DirectRunner, and its options as typed.
 
         Raises:
-          ConfigError: apache-beam is not installed.
+          ConfigError: apache-beam is not installed, or the options cannot be split.
         """
         if importlib.util.find_spec("apache_beam") is None:
             raise ConfigError(
                 f"--beam-runner={runner} needs apache-beam; "
                 "pip install -r requirements-beam.txt"
             )
-        self._options = [f"--runner={runner}", *shlex.split(options)]
+        try:
+            self._options = [f"--runner={runner}", *shlex.split(options)]
+        except ValueError as error:
+            raise ConfigError(
+                f"--beam-options={options} cannot be split as a shell does "
+                f"({first_line(error)}); close every quotation mark"
+            ) from error
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ which tfds opens nothing.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from personmae_jax import foreign_files
 from personmae_jax.engine import lock, signals
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare.manifest import find_copies
@@ -23,28 +25,35 @@ from personmae_jax.prepare.plan import (
     Request,
     describe,
     has_tasks,
+    is_finished,
     make_plan,
     read_plan,
     refuse_another,
-    remove_tasks,
 )
 from personmae_jax.prepare.pool import worker_pool
 from personmae_jax.prepare.shard import (
+    is_written,
     read_digests,
-    shard_file,
     write_copies,
     write_shard,
 )
 from personmae_jax.prepare.sources import find_sources
-from personmae_jax.prepare.summary import finish, is_finished, summary_text
+from personmae_jax.prepare.summary import finish, summary_text
+from personmae_jax.prepare.task import is_task_file, remove_tasks, task_files
 
 # Runs `function(folder, shard)` for every shard of those given.
 RunShards = Callable[[Callable[[str, int], Any], str, Plan, Sequence[int]], object]
 
-_OURS = ("lock", "tasks")  # what a start that was killed while listing has left
+# What this package writes under another name until it is whole, outside of `tasks`.
+_PART = re.compile(
+    r"((plan\.json|summary\.json|rejected\.csv)|(checks/\d{5,}\.npz|"
+    r"persons-train\.array_record-\d{5,}-of-\d{5,})\.[0-9a-f]{32})\.part",
+    re.ASCII,
+)
+_MAX_LOCK = 4096  # bytes; ours have 200
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # else a reader takes it for damage of its file
     """SIGTERM or Ctrl-C; what is finished stays."""
 
 
@@ -93,16 +102,34 @@ def _work(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
     if plan.request["drop_duplicates"]:
         _find_copies(folder, plan, run_shards)
     shards = range(plan.num_shards)
-    left = [s for s in shards if not shard_file(folder, s, plan.num_shards).exists()]
+    left = [shard for shard in shards if not is_written(folder, plan, shard)]
     run_shards(write_shard, str(folder), plan, left)
     finish(folder, plan)
 
 
 def _leftovers(folder: epath.Path) -> list[epath.Path]:
     """What a finished preparation does not keep, also of processes that were killed."""
-    return [
-        p for pattern in ("tasks", "*.part", "*/*.part") for p in folder.glob(pattern)
-    ]
+    parts = [*folder.glob("*.part"), *folder.glob("checks/*.part")]
+    ours = [p for p in parts if _PART.fullmatch(p.relative_to(folder).as_posix())]
+    return [*task_files(folder), *ours]
+
+
+def _is_of_listing(path: epath.Path) -> bool:
+    """Whether a start that was killed while listing, before its plan, may have left it.
+
+    All else is somebody's own and must not be touched.
+    """
+    if path.name == "tasks":
+        return path.is_dir() and all(map(is_task_file, path.iterdir()))
+    if path.name != "lock":
+        return False
+    try:
+        data = foreign_files.read_file(path, _MAX_LOCK)
+        holder = foreign_files.parse_json(data or b"{}")
+    except (OSError, ValueError):
+        return False
+    # Empty after a start that ended by itself, else it names the process.
+    return not data or (isinstance(holder, dict) and {"host", "pid"} <= holder.keys())
 
 
 def _open_folder(folder: epath.Path, request: Request) -> Plan | None:
@@ -120,7 +147,8 @@ def _open_folder(folder: epath.Path, request: Request) -> Plan | None:
             described.pop("source_bytes")
         refuse_another(folder, plan, described)
         return plan
-    if folder.exists() and (others := {p.name for p in folder.iterdir()} - {*_OURS}):
+    there = folder.iterdir() if folder.exists() else ()
+    if others := [path.name for path in there if not _is_of_listing(path)]:
         raise ConfigError(
             f"--out={folder} holds other files, e.g. {min(others)}; name a new folder"
         )

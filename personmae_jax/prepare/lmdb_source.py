@@ -1,6 +1,7 @@
 """LUPerson's LMDB: keys are names, values files; `keys.pkl` beside it lists them."""
 
 import io
+import itertools
 import os
 import re
 from typing import Any
@@ -19,16 +20,21 @@ DATA_FILE = "data.mdb"
 _KEYS_FILE = "keys.pkl"
 _MAX_PICKLE = 2**31  # bytes; a list of 4 million names has 0.1 to 0.3 GB
 _MAX_NAME = 4096  # bytes; more than a path or a key of LMDB can have
+_MIN_ENTRY = 8  # bytes; the head that LMDB puts before each key
 _MAGIC = b"\xde\xc0\xef\xbe"  # 0xBEEFC0DE after the page header, in lmdb's mdb.c
 
 
 def is_lmdb(path: str) -> bool:
     """Whether `path` is an LMDB file, or the folder of one."""
-    file = os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
+    file = _data_file(path)
     if not os.path.isfile(file):
         return False
     with open(file, "rb") as opened:
         return opened.read(20)[16:] == _MAGIC
+
+
+def _data_file(path: str) -> str:
+    return os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
 
 
 def list_lmdb(path: str) -> Listing:
@@ -71,7 +77,7 @@ def _open(path: str) -> Any:
         raise ConfigError(
             f"{path} is no readable LMDB ({first_line(error)}); copy it again"
         ) from error
-    file = os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
+    file = _data_file(path)
     if os.path.getsize(file) < needed:  # reading past its end would kill the process
         database.close()
         raise ConfigError(
@@ -84,9 +90,13 @@ def _open(path: str) -> Any:
 def _walk(path: str) -> Names:
     try:
         with _open(path) as database, database.begin() as transaction:
-            names = Names.pack(transaction.cursor().iternext(values=False))
-            # A damaged page may end the walk early, or lead to others' keys.
-            if len(names) != (entries := transaction.stat()["entries"]):
+            entries = transaction.stat()["entries"]
+            if entries > os.path.getsize(_data_file(path)) // _MIN_ENTRY:
+                raise lmdb.Error(f"{entries} keys cannot be in so small a file")
+            # A damaged page may end the walk early, or lead to others' keys, or back.
+            keys = transaction.cursor().iternext(values=False)
+            names = Names.pack(itertools.islice(keys, entries + 1))
+            if len(names) != entries:
                 raise lmdb.Error(f"{len(names)} of {entries} keys are found")
             return names
     except lmdb.Error as error:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from personmae_jax.errors import RunError, first_line
+from personmae_jax import foreign_files
+from personmae_jax.errors import RunError
 
 _CHECKS = "checks"
 
@@ -84,17 +85,25 @@ def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
     part.replace(file)
 
 
-def read_checks(folder: epath.Path, shard: int) -> Checks:
-    """What `shard.write_shard` noted of shard number `shard`.
+def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
+    """What `shard.write_shard` noted of shard number `shard`, of `num_rows` members.
 
     Raises:
-      RunError: The notes are damaged.
+      RunError: The notes are missing or damaged.
     """
     file = _checks_file(folder, shard)
     try:
-        with open(file, "rb") as opened, np.load(opened) as arrays:
+        with foreign_files.open_file(file) as opened, np.load(opened) as arrays:
+            if sum(x.file_size for x in arrays.zip.infolist()) > foreign_files.MAX_TEXT:
+                raise ValueError("members of absurd size")
             about = json.loads(arrays["about"].tobytes())
             rejected = [(name, reason) for name, reason in about.pop("rejected")]
-            return Checks(arrays["rows"], rejected, arrays["sums"], **about)
+            checks = Checks(arrays["rows"], rejected, arrays["sums"], **about)
+        if (checks.rows.dtype, checks.rows.shape) != (ROW, (num_rows,)):
+            raise ValueError("rows of another shard or version")
+        return checks
     except Exception as error:  # zip, zlib and numpy have no common one
-        raise RunError(f"{file} is damaged ({first_line(error)})") from error
+        # Theirs are not quoted: numpy advises to allow pickles.
+        raise RunError(
+            f"{file} is missing or damaged; preparing again writes it anew"
+        ) from error

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -18,15 +16,16 @@ from jaxtyping import Int64
 
 from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
-from personmae_jax.engine.storage import appearing_whole, write_whole
-from personmae_jax.errors import ConfigError
+from personmae_jax.engine.storage import write_whole
+from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare.keep_list import count_kept, read_keep_list, select
 from personmae_jax.prepare.listing import Listing
 from personmae_jax.prepare.sources import list_sources
+from personmae_jax.prepare.task import Task, read_task, remove_tasks, write_task
 
 VERSION = 1  # of the files in DIR; another one cannot be continued
 _PLAN_FILE = "plan.json"
-_TASKS = "tasks"
+MARK = "dataset_info.json"  # written last: without it tfds opens nothing
 _MAX_SHARD = 8192  # images; 4.18 million make 511 shards of about 0.1 GB
 _MIN_SHARD = 128
 _MAX_MEMBERS = 2**31  # what a plan may count; 500 times LUPerson
@@ -60,16 +59,9 @@ class Plan:
     def shard_size(self) -> int:
         return _shard_size(self.num_members)
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-    """The members of one shard, in order; texts are empty where a source has none."""
-
-    names: Names  # in the source
-    sources: Int64[np.ndarray, " n"]  # which of the plan's
-    places: Int64[np.ndarray, "n columns"]  # there; padded to the widest source's
-    identities: Names
-    videos: Names
+    def num_rows(self, shard: int) -> int:
+        """Members of one shard, of which the last may have fewer."""
+        return min(self.shard_size, self.num_members - shard * self.shard_size)
 
 
 def describe(request: Request) -> dict[str, object]:
@@ -125,9 +117,18 @@ def read_plan(folder: epath.Path) -> Plan | None:
             "whole: fix the access to it and start again"
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"{folder / _PLAN_FILE} is damaged; remove {folder} and start again"
-        ) from error
+        way_out = f"move {folder} aside and start again"
+        if is_finished(folder):
+            way_out = (
+                "the data set beside it is finished and can be trained on without; "
+                "only --check and going on need it: for these name a new --out"
+            )
+        raise ConfigError(f"{folder / _PLAN_FILE} is damaged; {way_out}") from error
+
+
+def is_finished(folder: epath.Path) -> bool:
+    """Whether the folder holds a whole data set."""
+    return (folder / MARK).exists()
 
 
 def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, object]) -> None:
@@ -186,28 +187,22 @@ def make_plan(
             f"the sources hold images of other names than when {folder} was prepared; "
             "name a new folder with --out"
         )
-    shutil.rmtree(folder / _TASKS, ignore_errors=True)
-    (folder / _TASKS).mkdir()
+    remove_tasks(folder)
     for shard in range(plan.num_shards):
         part = members[shard * size : (shard + 1) * size]
-        _write_task(_task_file(folder, shard), _make_task(listings, part))
+        write_task(folder, shard, _make_task(listings, part))
     text = json.dumps(dataclasses.asdict(plan), indent=2)
     write_whole(folder / _PLAN_FILE, text + "\n")
     return plan
 
 
 def has_tasks(folder: epath.Path, plan: Plan) -> bool:
-    """Whether no shard's task is missing, as after a preparation was finished."""
-    return all(_task_file(folder, shard).exists() for shard in range(plan.num_shards))
-
-
-def remove_tasks(folder: epath.Path) -> None:
-    """Frees what a finished preparation no longer needs."""
-    shutil.rmtree(folder / _TASKS, ignore_errors=True)
-
-
-def _task_file(folder: epath.Path, shard: int) -> epath.Path:
-    return folder / _TASKS / f"{shard:05}.npz"
+    """Whether no shard's task is missing or damaged, as after one was finished."""
+    try:
+        counts = [len(read_task(folder, n).names) for n in range(plan.num_shards)]
+    except RunError:
+        return False
+    return counts == [plan.num_rows(shard) for shard in range(plan.num_shards)]
 
 
 def _counts(plan: Plan) -> tuple[int, int, int]:
@@ -243,23 +238,3 @@ def _make_task(listings: list[Listing], members: Int64[np.ndarray, " n"]) -> Tas
         return Names.pack(columns[s][n] if columns[s] else b"" for s, n in pairs)
 
     return Task(pack("names"), sources, places, pack("identities"), pack("videos"))
-
-
-def _write_task(file: epath.Path, task: Task) -> None:
-    arrays: dict[str, Any] = {"sources": task.sources, "places": task.places}
-    for column in ("names", "identities", "videos"):
-        names = getattr(task, column)
-        arrays |= {column: names.text, f"{column}_ends": names.ends}
-    # A killed process must not leave a part that the next start takes for the whole.
-    with appearing_whole(file) as part, open(part, "wb") as whole:
-        np.savez(whole, **arrays)
-
-
-def read_task(folder: epath.Path, shard: int) -> Task:
-    """The members of shard number `shard`."""
-    with np.load(_task_file(folder, shard), allow_pickle=False) as arrays:
-        columns = [
-            Names(arrays[column], arrays[f"{column}_ends"])
-            for column in ("names", "identities", "videos")
-        ]
-        return Task(columns[0], arrays["sources"], arrays["places"], *columns[1:])

@@ -54,17 +54,13 @@ class LocalPool:
 
 def _show_progress(plan: Plan, shards: dict[concurrent.futures.Future, int]) -> None:
     """Waits for all futures; the first that fails raises."""
-
-    def size(shard: int) -> int:
-        return min(plan.shard_size, plan.num_members - shard * plan.shard_size)
-
-    start = done = plan.num_members - sum(map(size, shards.values()))
+    start = done = plan.num_members - sum(map(plan.num_rows, shards.values()))
     begun = time.monotonic()
     with Progress(plan.num_members, start, unit="image") as progress:
         progress.show(start, "")
         for future in concurrent.futures.as_completed(shards):
             future.result()
-            done += size(shards[future])
+            done += plan.num_rows(shards[future])
             rate = (done - start) / max(time.monotonic() - begun, 1e-9)
             progress.show(done, f"{rate:,.0f} images/s")
 

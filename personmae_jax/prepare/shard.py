@@ -29,8 +29,9 @@ from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare import manifest
 from personmae_jax.prepare.listing import MemberError
 from personmae_jax.prepare.lmdb_source import video_of
-from personmae_jax.prepare.plan import Plan, Task, read_plan, read_task
+from personmae_jax.prepare.plan import Plan, read_plan
 from personmae_jax.prepare.sources import open_reader
+from personmae_jax.prepare.task import Task, read_task
 
 DATASET = "persons"
 FEATURES = ("image", "name", "identity", "camera", "video")
@@ -46,6 +47,15 @@ def shard_file(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
     return folder / f"{DATASET}-train.array_record-{shard:05}-of-{num_shards:05}"
 
 
+def is_written(folder: epath.Path, plan: Plan, shard: int) -> bool:
+    """Whether a shard and what is noted of it are there."""
+    try:
+        manifest.read_checks(folder, shard, plan.num_rows(shard))
+    except RunError:
+        return False
+    return shard_file(folder, shard, plan.num_shards).exists()
+
+
 def write_shard(folder: str, shard: int) -> int:
     """Writes one shard and its checks, unless it is there.
 
@@ -57,9 +67,9 @@ def write_shard(folder: str, shard: int) -> int:
     """
     path = epath.Path(folder)
     plan, task = _plan_in(folder), read_task(path, shard)
-    file = shard_file(path, shard, plan.num_shards)
-    if file.exists():
+    if is_written(path, plan, shard):
         return len(task.names)
+    file = shard_file(path, shard, plan.num_shards)
     copies = _read_copies(path, shard) if plan.request["drop_duplicates"] else set()
     # Never the same name twice: what a killed process left is not in the way.
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
@@ -123,9 +133,11 @@ def read_digests(folder: str, shard: int) -> bytes:
     start.
     """
     path = epath.Path(folder) / "tasks" / f"{shard:05}.digests"
-    if not path.exists():
-        plan, task = _plan_in(folder), read_task(epath.Path(folder), shard)
-        digests = bytearray()
+    plan, task = _plan_in(folder), read_task(epath.Path(folder), shard)
+    digests = bytearray(path.read_bytes() if path.exists() else b"")
+    # A power cut or a full disk may have left a piece.
+    if len(digests) != len(task.names) * len(manifest.NO_DIGEST):
+        digests.clear()
         for number in range(len(task.names)):
             try:
                 digests += manifest.digest(_read_member(plan, task, number))
@@ -134,7 +146,7 @@ def read_digests(folder: str, shard: int) -> bytes:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         part.write_bytes(bytes(digests))
         part.replace(path)
-    return path.read_bytes()
+    return bytes(digests)
 
 
 def write_copies(folder: epath.Path, shard: int, copies: np.ndarray) -> None:

@@ -17,15 +17,10 @@ from personmae_jax.data.images import Outcome
 from personmae_jax.engine.storage import write_whole
 from personmae_jax.errors import RunError
 from personmae_jax.prepare import manifest
-from personmae_jax.prepare.plan import Plan
+from personmae_jax.prepare.plan import MARK, Plan
 from personmae_jax.prepare.shard import DATASET, FEATURES
 
 _SUMMARY = "summary.json"
-_MARK = "dataset_info.json"  # written last: without it tfds opens nothing
-
-
-def is_finished(folder: epath.Path) -> bool:
-    return (folder / _MARK).exists()
 
 
 def finish(folder: epath.Path, plan: Plan) -> None:
@@ -34,7 +29,10 @@ def finish(folder: epath.Path, plan: Plan) -> None:
     Raises:
       RunError: No image could be used, or something cannot be read or written.
     """
-    shards = [manifest.read_checks(folder, shard) for shard in range(plan.num_shards)]
+    shards = [
+        manifest.read_checks(folder, shard, plan.num_rows(shard))
+        for shard in range(plan.num_shards)
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("name", "reason"))
@@ -184,5 +182,5 @@ def _write_info(folder: epath.Path, shards: list[manifest.Checks]) -> None:
     info.set_splits(splits.SplitDict([split]))
     made = folder / "tasks"  # whose content is removed in the end
     info.write_to_directory(made)
-    for name in ("features.json", _MARK):
+    for name in ("features.json", MARK):
         (made / name).replace(folder / name)

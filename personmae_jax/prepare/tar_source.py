@@ -20,7 +20,9 @@ from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
 from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 GZIP_START = b"\x1f\x8b"
-_MAX_HEADER = 2**20  # bytes that tarfile may read at once for a name
+# Bytes that tarfile may read at once for a name, and its attributes; the time that
+# older Pythons take for them grows with their square (CVE-2024-6232).
+_MAX_HEADER = 2**14
 _MAX_NAME = 4096  # bytes; no file system's path is longer
 
 

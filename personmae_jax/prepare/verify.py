@@ -7,10 +7,9 @@ from etils import epath
 
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare.manifest import CONVERTED, digest_file, read_checks
-from personmae_jax.prepare.plan import read_plan
+from personmae_jax.prepare.plan import is_finished, read_plan
 from personmae_jax.prepare.pool import LocalPool
 from personmae_jax.prepare.shard import shard_file
-from personmae_jax.prepare.summary import is_finished
 
 _MAX_NAMED = 20  # records of one shard
 
@@ -53,7 +52,7 @@ def check_shard(folder: str, shard: int) -> str:
     assert plan is not None
     file = shard_file(path, shard, plan.num_shards)
     try:
-        checks = read_checks(path, shard)
+        checks = read_checks(path, shard, plan.num_rows(shard))
         with open(file, "rb") as opened:
             if digest_file(opened) == checks.file_digest:
                 return ""

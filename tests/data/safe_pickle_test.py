@@ -145,6 +145,14 @@ def test_a_deep_tuple_is_refused_before_anything_hashes_it(tmp_path):
                 _load(tmp_path, b"\x80\x04" + content)
 
 
+@pytest.mark.parametrize("number", [2**63 + 1, -(2**61 - 1) * 2**9])
+def test_numbers_that_would_all_have_one_hash_are_no_keys(tmp_path, number):
+    for value in ({number: 1}, {("a", number): 1}, {number}, frozenset([number])):
+        with pytest.raises(ConfigError, match="a key of more than 64 bits"):
+            _load(tmp_path, pickle.dumps(value, 4))
+    assert _load(tmp_path, pickle.dumps({2**63 - 1: 1})) == {2**63 - 1: 1}
+
+
 @pytest.mark.parametrize(
     "content",
     [

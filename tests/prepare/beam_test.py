@@ -32,6 +32,12 @@ def test_without_beam_one_sentence_says_what_to_install(monkeypatch):
         BeamPool("DirectRunner")
 
 
+def test_an_open_quotation_mark_in_the_options_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match="--beam-options=--a='b .*close every quot"):
+        BeamPool("DirectRunner", "--a='b")
+
+
 @needs_beam
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Beam's own

@@ -1,6 +1,7 @@
 """Promises about a prepared data set: what is in it, what is told about the rest."""
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -26,8 +27,10 @@ from image_files import (
 from personmae_jax.config import DataConfig
 from personmae_jax.data.images import decode
 from personmae_jax.data.records import open_records
+from personmae_jax.engine import lock
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare import job as prepare_module
+from personmae_jax.prepare import manifest
 from personmae_jax.prepare.job import prepare
 from personmae_jax.prepare.plan import Request, make_plan, read_plan
 from personmae_jax.prepare.pool import worker_pool
@@ -378,9 +381,14 @@ def test_what_a_preparation_that_was_killed_late_left_goes_with_the_next_start(
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "remove_tasks", lambda folder: None)
         run(out, source)
-    (out / "tasks" / "x.part").touch()
-    (out / "a.part").touch()
-    before = {name for name in shards_of(out) if "task" not in name} - {"a.part"}
+    before = {name for name in shards_of(out) if "task" not in name}
+    unique = f"{0:032x}.part"
+    for part in (
+        *("tasks/00000.npz.part", f"tasks/00000.digests.{unique}", "plan.json.part"),
+        f"persons-train.array_record-00000-of-00001.{unique}",
+        f"checks/00000.npz.{unique}",
+    ):
+        (out / part).touch()
     capsys.readouterr()
     run(out, source)
     assert "finished already" not in capsys.readouterr().out
@@ -392,12 +400,12 @@ def test_what_a_preparation_that_was_killed_late_left_goes_with_the_next_start(
 def test_what_another_did_before_the_lock_was_taken_is_seen(tmp_path, monkeypatch):
     """Two start at once in an empty folder: the second must not mix its own plan in."""
     sources = [write_folder(tmp_path / name, members(9)) for name in ("a", "b")]
-    out, lock = tmp_path / "out", prepare_module._lock
+    out, locked = tmp_path / "out", prepare_module._lock
 
     def other_first(folder):
-        monkeypatch.setattr(prepare_module, "_lock", lock)
+        monkeypatch.setattr(prepare_module, "_lock", locked)
         run(out, sources[0])
-        return lock(folder)
+        return locked(folder)
 
     monkeypatch.setattr(prepare_module, "_lock", other_first)
     with pytest.raises(ConfigError, match="holds a preparation with other settings"):
@@ -464,6 +472,71 @@ def test_a_file_or_a_folder_with_other_files_is_refused(tmp_path):
         run(tmp_path / "a" / min(members(3)), source)
 
 
+@pytest.mark.parametrize("name", ["tasks/thesis.txt", "tasks", "lock"])
+@pytest.mark.parametrize("content", ["mine", "[1]", '{"host": 1}'])
+def test_a_folder_with_tasks_or_a_lock_of_somebody_else_is_refused(
+    tmp_path, name, content
+):
+    source, out = write_folder(tmp_path / "a", members(3)), tmp_path / "out"
+    write_folder(out, {name: content.encode(), "lock": b""} | {name: content.encode()})
+    with pytest.raises(ConfigError, match="holds other files, e.g. (tasks|lock)"):
+        run(out, source)
+    assert (out / name).read_text() == content
+
+
+def test_what_a_start_that_was_killed_while_listing_left_is_no_obstacle(tmp_path):
+    source, out = write_folder(tmp_path / "a", members(3)), tmp_path / "out"
+    left = {"tasks/00000.npz": b"", "tasks/00001.npz.part": b"PK"}
+    write_folder(out, left | {"lock": json.dumps(lock._identity()).encode()})
+    assert run(out, source)["stored"] == 3
+    assert not (out / "tasks").exists()
+
+
+def test_files_of_somebody_else_in_a_data_set_stay(tmp_path, capsys):
+    source, out = write_folder(tmp_path / "a", members(3)), tmp_path / "out"
+    run(out, source)
+    theirs = {"download.part": b"1", "tasks/thesis.txt": b"2", "more/a.part": b"3"}
+    write_folder(out, theirs)
+    run(out, source)
+    assert "is finished already" in capsys.readouterr().out
+    (out / "dataset_info.json").unlink()
+    run(out, source)
+    assert {name: (out / name).read_bytes() for name in theirs} == theirs
+    assert [p.name for p in (out / "tasks").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["digests", "npz"])
+@pytest.mark.parametrize("size", [0, 100, 16 * 128 + 16])
+def test_what_a_power_cut_left_of_a_task_is_made_anew(tmp_path, suffix, size):
+    source = write_folder(tmp_path / "a", members(260) | {"z.jpg": jpeg(5)})
+    run(tmp_path / "whole", source, drop_duplicates=True)
+
+    def stopping(function, folder, plan, shards):
+        one_by_one(function, folder, plan, shards)
+        if function is write_shard:
+            (out / "dataset_info.json").unlink(missing_ok=True)
+            raise RunError("stopped")
+
+    out = tmp_path / "out"
+    request = Request(source=(str(source),), drop_duplicates=True)
+    with pytest.raises(RunError, match="stopped"):
+        prepare(request, str(out), stopping)
+    for file in out.glob("persons-*"):
+        file.unlink()
+    file = out / "tasks" / f"00001.{suffix}"
+    file.write_bytes(file.read_bytes()[:size].ljust(size, b"x"))
+    run(out, source, drop_duplicates=True)
+    assert shards_of(out) == shards_of(tmp_path / "whole")
+
+
+def test_a_worker_without_its_task_says_how_to_go_on(tmp_path):
+    source = write_folder(tmp_path / "source", members(3))
+    make_plan(epath.Path(tmp_path), Request(source=(str(source),)))
+    (tmp_path / "tasks" / "00000.npz").write_bytes(b"")
+    with pytest.raises(RunError, match="is missing or damaged; start again with the"):
+        write_shard(str(tmp_path), 0)
+
+
 def test_a_full_disk_is_told_and_the_finished_shards_stay_good(tmp_path, monkeypatch):
     content = members(400)
     source = write_folder(tmp_path / "source", content)
@@ -513,7 +586,9 @@ def test_check_names_damaged_shards_and_records(tmp_path):
     assert check_shard(str(out), 1) == f"{file.name}: No such file or directory"
     checks = out / "checks" / "00002.npz"
     checks.write_bytes(checks.read_bytes()[:-100])
-    assert "00002.npz is damaged" in check_shard(str(out), 2)
+    assert "00002.npz is missing or damaged; preparing again" in check_shard(
+        str(out), 2
+    )
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -542,6 +617,46 @@ def test_the_advice_of_check_mends_a_data_set(tmp_path, drop):
         run(out, source, drop_duplicates=drop)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_advice_of_check_mends_damaged_checks(tmp_path, is_there):
+    source, out = write_folder(tmp_path / "source", members(260)), tmp_path / "out"
+    run(out, source)
+    before = shards_of(out)
+    file = out / "checks" / "00001.npz"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(RunError, match="1 of 3 shards are damaged; remove them and"):
+        check(str(out), num_processes=1)
+    file.unlink()
+    if is_there:
+        file.write_bytes(b"")
+    (out / "dataset_info.json").unlink()
+    run(out, source)
+    assert shards_of(out) == before
+
+
+def test_checks_of_another_form_are_damaged_and_pickles_never_advised(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("personmae_jax.foreign_files.MAX_TEXT", 10_000)
+    path, rows = epath.Path(tmp_path), np.zeros(3, manifest.ROW)
+
+    def reading(num_rows=3, **changes):
+        checks = manifest.Checks(rows, [], np.zeros((2, 3), np.uint64), 0, "")
+        manifest.write_checks(path, 0, dataclasses.replace(checks, **changes))
+        return manifest.read_checks(path, 0, num_rows)
+
+    assert len(reading().rows) == 3
+    for changes in (
+        {"num_rows": 4},
+        {"rows": np.zeros(3)},
+        {"rows": np.array([None] * 3)},
+        {"sums": np.zeros(2000)},
+    ):
+        with pytest.raises(RunError, match="missing or damaged") as error:
+            reading(**changes)
+        assert "pickle" not in str(error.value)
+
+
 def test_a_finished_shard_is_not_written_again(tmp_path):
     out = tmp_path / "out"
     run(out, write_folder(tmp_path / "source", members(3)))
@@ -552,6 +667,18 @@ def test_a_finished_shard_is_not_written_again(tmp_path):
     before = file.stat().st_mtime_ns
     assert write_shard(str(out), 0) == 3
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_finished_data_set_whose_plan_is_damaged_is_not_thrown_away(tmp_path):
+    source, out = write_folder(tmp_path / "source", members(3)), tmp_path / "out"
+    run(out, source)
+    (out / "plan.json").write_text("")
+    for start in (lambda: run(out, source), lambda: check(str(out))):
+        with pytest.raises(ConfigError, match="damaged; the data .* can be trained on"):
+            start()
+    (out / "dataset_info.json").unlink()
+    with pytest.raises(ConfigError, match="damaged; move .*out aside and start again"):
+        run(out, source)
 
 
 def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path):
@@ -571,7 +698,7 @@ def test_a_plan_whose_numbers_cannot_be_is_damaged(tmp_path, listed, wanted, sha
     file = tmp_path / "plan.json"
     numbers = {"num_listed": listed, "num_members": wanted, "num_shards": shards}
     file.write_text(json.dumps(json.loads(file.read_text()) | numbers))
-    with pytest.raises(ConfigError, match="plan.json is damaged; remove"):
+    with pytest.raises(ConfigError, match="plan.json is damaged; move .* aside and"):
         read_plan(epath.Path(tmp_path))
 
 

@@ -300,6 +300,28 @@ def test_a_tar_with_names_of_megabytes_is_refused(tmp_path):
             list_sources([str(path)])
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_with_names_as_long_as_paths_can_be_is_read(tmp_path, form):
+    content = {"ü" * 2044 + f"{n}.jpg": jpeg(n) for n in range(2)} | {"b.jpg": jpeg(3)}
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.pax_headers = {"comment": "c" * 4096}
+            tar.addfile(member, io.BytesIO(data))
+    listing = list_sources([str(tmp_path / "a.tar")])[0]
+    assert max(map(len, listing.names)) > 4090
+    assert read_all(tmp_path / "a.tar") == content
+
+
+def test_a_pax_header_that_python_would_take_minutes_for_is_refused(tmp_path):
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {"comment": "0" * 2**15}
+    (tmp_path / "a.tar").write_bytes(member.tobuf(tarfile.PAX_FORMAT) + bytes(10240))
+    with pytest.raises(ConfigError, match="a header of absurd size"):
+        list_sources([str(tmp_path / "a.tar")])
+
+
 def test_a_folder_of_images_is_one_source_even_beside_archives(tmp_path):
     write_folder(tmp_path / "a", {"b/1.jpg": jpeg(0), "README": b"text"})
     write_zip(tmp_path / "a" / "c.zip", members(2))
@@ -544,4 +566,20 @@ def test_keys_that_an_lmdb_counts_but_does_not_give_are_told(tmp_path):
         data[page + 128 : page + 136] = b"\xff" * 8
     file.write_bytes(data)
     with pytest.raises(ConfigError, match=r"damaged LMDB \(0 of 30 keys are found\)"):
+        list_sources([str(file.parent)])
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(9, r"10 of 9 keys are found"), (2**40, r"\d+ keys cannot be in so small a file")],
+)
+def test_an_lmdb_with_more_keys_than_it_counts_or_can_hold_is_refused(
+    tmp_path, count, words
+):
+    file = write_lmdb(tmp_path / "lmdb", members(30)) / "data.mdb"
+    data = bytearray(file.read_bytes())
+    for page in (0, 4096):  # both metas: the entries of the tree
+        data[page + 120 : page + 128] = struct.pack("<Q", count)
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"damaged LMDB \({words}"):
         list_sources([str(file.parent)])

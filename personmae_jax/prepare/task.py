@@ -1,0 +1,90 @@
+"""The folder `DIR/tasks`: the members of each shard, and what is noted beside them."""
+
+import contextlib
+import dataclasses
+import os
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int64
+
+from personmae_jax import foreign_files
+from personmae_jax.data.names import Names
+from personmae_jax.engine.storage import appearing_whole
+from personmae_jax.errors import RunError
+
+_TASKS = "tasks"
+# What this package puts there, with the parts of what was not finished.
+_TASK_FILE = re.compile(
+    r"\d{5,}\.(npz|digests|copies\.npy)(\.[0-9a-f]{32})?(\.part)?", re.ASCII
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """The members of one shard, in order; texts are empty where a source has none."""
+
+    names: Names  # in the source
+    sources: Int64[np.ndarray, " n"]  # which of the plan's
+    places: Int64[np.ndarray, "n columns"]  # there; padded to the widest source's
+    identities: Names
+    videos: Names
+
+
+def write_task(folder: epath.Path, shard: int, task: Task) -> None:
+    """Writes the members of shard number `shard`."""
+    file = _task_file(folder, shard)
+    file.parent.mkdir(exist_ok=True)
+    arrays: dict[str, Any] = {"sources": task.sources, "places": task.places}
+    for column in ("names", "identities", "videos"):
+        names = getattr(task, column)
+        arrays |= {column: names.text, f"{column}_ends": names.ends}
+    # A killed process must not leave a part that the next start takes for the whole.
+    with appearing_whole(file) as part, open(part, "wb") as whole:
+        np.savez(whole, **arrays)
+
+
+def read_task(folder: epath.Path, shard: int) -> Task:
+    """The members of shard number `shard`.
+
+    Raises:
+      RunError: Its file is missing or damaged.
+    """
+    file = _task_file(folder, shard)
+    try:
+        with foreign_files.open_file(file) as opened, np.load(opened) as arrays:
+            columns = [
+                Names(arrays[column], arrays[f"{column}_ends"])
+                for column in ("names", "identities", "videos")
+            ]
+            return Task(columns[0], arrays["sources"], arrays["places"], *columns[1:])
+    except Exception as error:  # zip, zlib and numpy have no common one
+        raise RunError(
+            f"{file} is missing or damaged; start again with the same command, which "
+            "lists the sources anew"
+        ) from error
+
+
+def is_task_file(file: epath.Path) -> bool:
+    """Whether a file in the folder of tasks is named like one of ours."""
+    return _TASK_FILE.fullmatch(file.name) is not None
+
+
+def task_files(folder: epath.Path) -> list[epath.Path]:
+    """The tasks and what was noted beside them, but for files of others."""
+    tasks = folder / _TASKS
+    return [*filter(is_task_file, tasks.iterdir())] if tasks.is_dir() else []
+
+
+def remove_tasks(folder: epath.Path) -> None:
+    """Frees what a finished preparation no longer needs; files of others stay."""
+    for file in task_files(folder):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is gone, or holds files of others
+        os.rmdir(folder / _TASKS)
+
+
+def _task_file(folder: epath.Path, shard: int) -> epath.Path:
+    return folder / _TASKS / f"{shard:05}.npz"
