@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from personmae_jax import foreign_files
@@ -36,16 +36,27 @@ _EPS = 1e-6  # of every LayerNorm here
 _TYPES = {"num_heads": int, "layer_norm_eps": float}
 
 
-def look_up(init: InitConfig, opened: Opened) -> dict[str, Any]:
-    """Returns what is told, by the names of `model_card.describe_export`."""
+def look_up(
+    init: InitConfig, opened: Opened, encoder: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what is told, by the names of `model_card.describe_export`.
+
+    Args:
+      init: Names the file, and what overrules it.
+      opened: The file.
+      encoder: Its tensors, by timm's names.
+    """
     said = {name: getattr(init, name, None) for name in _SETTINGS}
     said = {name: value for name, value in said.items() if value is not None}
-    return _beside(str(init.torch_weights)) | _own_meta(opened) | said
+    said, beside = _own_meta(opened) | said, _beside(str(init.torch_weights), encoder)
+    return beside | said | {"told_beside": [*beside.keys() - said.keys()]}
 
 
 def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
     """Sentences on what no tensor tells: what is taken, where it is a guess."""
     guesses = []
+    if told := meta.get("told_beside"):
+        yield f"JSON files beside it tell {', '.join(sorted(told))}."
     if "num_heads" not in meta:
         guesses.append(f"{cfg.encoder.num_heads} heads")
     mean, std = (numbers(meta.get(name)) for name in ("mean", "std"))
@@ -68,8 +79,14 @@ def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
         yield f"GUESS: it was made for {', '.join(guesses)}; no tensor tells."
 
 
-def _beside(path: str) -> dict[str, Any]:
-    """What transformers' JSON files, beside the file or in the folder, tell."""
+def _beside(path: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' JSON files, beside the file or in the folder, tell.
+
+    Nothing, if their network has another width or depth: they are of another file.
+    """
+    blocks = {name.split(".")[1] for name in encoder if name.startswith("blocks.")}
+    width = encoder["cls_token"].shape[-1]
+    size = {"hidden_size": width, "num_hidden_layers": len(blocks)}
     file, found = pathlib.Path(path).expanduser(), {}
     folder = file if file.is_dir() else file.parent
     for name, is_ours, fields in _BESIDE:
@@ -77,7 +94,11 @@ def _beside(path: str) -> dict[str, Any]:
             content = foreign_files.read_json(folder / name, limit=2**20)
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and is_ours(content):
+        if not isinstance(content, dict):
+            continue
+        if any(content.get(key, size[key]) != size[key] for key in size):
+            return {}
+        if is_ours(content):
             found |= {
                 new: content[old] for old, new in fields.items() if old in content
             }

@@ -1,6 +1,6 @@
 """A model card for an export: what it is, how it was verified, how it is loaded."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from personmae_jax.config import Config
 from personmae_jax.config_finetune import FinetuneConfig
@@ -48,13 +48,18 @@ def describe_export(
         "step": step,
         "config": config_to_json(cfg),
         "training": _TRAININGS[type(cfg)],
-        "uses_cameras": int(isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras),
+        "uses_cameras": int(_uses_cameras(cfg)),
+        "camera_scale": cfg.head.camera_scale if _uses_cameras(cfg) else 0.0,
         "neck_feature": neck_feature(cfg),
         "git_revision": about["git_revision"] or "unknown",
         "versions": [f"{k} {v}" for k, v in sorted(about["versions"].items())],
         "exported_with": revision.git_revision() or "unknown",
     }
     return {"architecture": architecture(meta)} | meta
+
+
+def _uses_cameras(cfg: Settings) -> TypeGuard[FinetuneConfig]:
+    return isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras
 
 
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from personmae_jax.config import ModelConfig
+from personmae_jax.config_check import MAX_PATCHES
 from personmae_jax.errors import ConfigError
 from personmae_jax.pytorch import weights
 
@@ -94,6 +95,8 @@ def _sine_cosine_grids(
 ) -> tuple[Grid, Grid] | None:
     """The grid whose codes `table` holds, and the one in whose coordinates."""
     count, width = table.shape[1] - 1, table.shape[2]
+    if count > MAX_PATCHES:
+        return None
     for rows in range(1, count + 1):
         if count % rows:
             continue

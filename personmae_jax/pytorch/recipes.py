@@ -93,7 +93,10 @@ Success: no line `shape do not match`."""
 
 
 def _transreid_test(name: str, file: str, meta: Meta) -> str:
-    cameras = "    MODEL.SIE_CAMERA True\n" if meta["uses_cameras"] else ""
+    cameras = ""
+    if meta["uses_cameras"]:  # its own default multiplies them by 3
+        scale = meta["camera_scale"]
+        cameras = f"    MODEL.SIE_CAMERA True\n    MODEL.SIE_COE {scale}\n"
     return f"""\
     TEST.WEIGHT {shlex.quote(file)}
     TEST.NECK_FEAT '{meta.get("neck_feature", "before")}'

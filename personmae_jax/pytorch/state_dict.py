@@ -32,6 +32,7 @@ _DROPPED = re.compile(
 )
 
 _MAX_DEPTH = 16  # of dicts in dicts; files of training frameworks have 4
+_MAX_PREFIX = 4096  # characters; a long one would be repeated for every dict below it
 
 # Heads of known ViTs, by width, where they are not 64 wide: So400m; MAE's ViT-H; timm's
 # ViT-g; open_clip's ViT-bigG.
@@ -95,6 +96,8 @@ def _find_vits(tree: Mapping[Any, Any]) -> Iterator[tuple[str, tuple[Mapping, st
             continue
         seen.add(id(inner))
         for key, value in inner.items():
+            if len(keys) + len(str(key)) > _MAX_PREFIX:
+                continue
             if isinstance(value, dict):
                 waiting.append((f"{keys}{key}.", value, depth + 1))
             elif isinstance(value, Stored) and str(key).split(".")[-1] == "cls_token":
@@ -125,7 +128,10 @@ def _select(name: str, stored: Mapping[Any, Any], prefix: str) -> Recognised:
             dropped.append(f"{prefix}fc_norm.{leaf}")
         elif pooled is not None:
             named[f"norm.{leaf}"] = pooled
-    has_dist = any(re.search("dist(illation)?_token$", key) for key in dropped)
+    has_dist = any(
+        key.startswith(prefix) and re.search("dist(illation)?_token$", key)
+        for key in dropped
+    )
     tensors = _join_positions(_join_qkv(named), has_dist)
     return Recognised(tensors, dropped, name.strip("."))
 

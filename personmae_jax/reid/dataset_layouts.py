@@ -115,6 +115,9 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
     Raises:
       ConfigError: It is not laid out so, or no image is of `query_camera`.
     """
+    for other in _MARKS:
+        if _is_laid_out(other, root):
+            raise ConfigError(f"{root!r} is {other}: its folders are no identities")
     has_parts = all(os.path.isdir(os.path.join(root, p)) for p in ("val", "train"))
     where = f"id_folders in {root!r}"
     test = _people_of(root, "val" if has_parts else "")

@@ -177,7 +177,10 @@ def _write_features(
 def _write_picture(
     folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: ImageConfig
 ) -> None:
-    size = (round(_HEIGHT * data.width / data.height), _HEIGHT)  # as the encoder's
+    size = (
+        max(1, round(_HEIGHT * data.width / data.height)),
+        _HEIGHT,
+    )  # as the encoder's
 
     def panels(records: Int64[np.ndarray, " k"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
         found = (read_image(people.records, int(record), data) for record in records)

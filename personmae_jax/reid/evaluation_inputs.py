@@ -188,6 +188,8 @@ def open_folder(request: Request) -> pathlib.Path | None:
         if request.save_features:
             raise ConfigError("--save-features needs a folder: --out=DIR")
         return None
+    if not request.out:
+        raise ConfigError("--out= is empty; name a folder, or leave it out")
     if "://" in request.out:
         raise ConfigError(
             f"--out={request.out} is not local; write it here, then copy it"

@@ -74,7 +74,13 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
         folder = FolderRecords(str(data.path))
         cameras = np.zeros(len(folder), np.int64)
         if data.camera_folders:
-            tops = [folder.name(i).split(os.sep)[0] for i in range(len(folder))]
+            parts = [folder.name(i).split(os.sep) for i in range(len(folder))]
+            tops = [part[0] for part in parts]
+            if alone := [part[0] for part in parts if len(part) == 1]:
+                raise ConfigError(
+                    f"config.data.camera_folders: {len(alone)} images in {data.path!r} "
+                    f"are in no camera's folder, e.g. {alone[0]}; move them into one"
+                )
             cameras = np.unique(tops, return_inverse=True)[1]
         target = unlabelled(f"{data.path!r}", folder, np.arange(len(folder)), cameras)
         people = None

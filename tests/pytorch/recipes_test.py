@@ -9,7 +9,13 @@ from personmae_jax.pytorch.recipes import instructions
 
 _TRANSREID = {
     *("MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_CHOICE", "MODEL.TRANSFORMER_TYPE"),
-    *("MODEL.STRIDE_SIZE", "MODEL.SIE_CAMERA", "TEST.WEIGHT", "TEST.NECK_FEAT"),
+    *(
+        "MODEL.STRIDE_SIZE",
+        "MODEL.SIE_CAMERA",
+        "MODEL.SIE_COE",
+        "TEST.WEIGHT",
+        "TEST.NECK_FEAT",
+    ),
     *("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"),
 }
 _SSL = _TRANSREID | {"MODEL.PRETRAIN_HW_RATIO", "MODEL.STEM_CONV"}
@@ -66,7 +72,9 @@ def settings(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("layout", ["mae", "pass", "transreid"])
 @pytest.mark.parametrize("grid", [(16, 8), (24, 8), (21, 10), (14, 14)])
-@pytest.mark.parametrize("meta", [VITS, VITB, VITB | HALF | {"uses_cameras": 1}])
+@pytest.mark.parametrize(
+    "meta", [VITS, VITB, VITB | HALF | {"uses_cameras": 1, "camera_scale": 3.0}]
+)
 def test_a_recipe_names_no_setting_that_the_codebase_does_not_have(layout, grid, meta):
     checked = 0
     for codebase, text in told(layout, meta, grid).items():
@@ -117,12 +125,13 @@ def test_the_grid_of_the_model_is_told_by_size_and_stride_and_refused_by_nobody(
 
 
 def test_what_a_fine_tuned_run_needs_in_transreid_is_set():
-    recipes = told("transreid", VITS | {"uses_cameras": 1})
+    recipes = told("transreid", VITS | {"uses_cameras": 1, "camera_scale": 1.5})
     original, ssl = (settings(recipes[k]) for k in ("TransReID", "TransReID-SSL"))
     assert original["MODEL.TRANSFORMER_TYPE"] == "deit_small_patch16_224_TransReID"
     assert ssl["MODEL.TRANSFORMER_TYPE"] == "vit_small_patch16_224_TransReID"
     for found in (original, ssl):
         assert found["MODEL.SIE_CAMERA"] == "True"
+        assert found["MODEL.SIE_COE"] == "1.5"
         assert found["MODEL.PRETRAIN_CHOICE"] == "none"
         assert found["TEST.NECK_FEAT"] == "after"
     assert "SIE_CAMERA" not in told("transreid", VITS)["TransReID"]

@@ -274,6 +274,12 @@ def test_a_config_json_of_transformers_beside_the_file_tells_the_heads(file):
     found = settings_of(file)
     assert found.encoder.num_heads == 8
     assert "heads" not in guess_of(found)
+    assert "JSON files beside it tell num_heads." in read_encoder(found).notes
+    for other in ("hidden_size", "num_hidden_layers"):  # of a network of another size
+        config.write_text(
+            f'{{"model_type": "vit", "num_attention_heads": 8, "{other}": 1024}}'
+        )
+        assert settings_of(file).encoder.num_heads == 2
     for heads in ('"8"', "0", "-1", "true", "1e400", "[" * 10**5):
         text = f'{{"model_type": "vit", "num_attention_heads": {heads}}}'
         config.write_text(text)

@@ -116,6 +116,13 @@ def test_dicts_that_lie_deep_inside_dicts_are_not_searched(tensors):
         assert bool([*state_dict._find_vits(tree)]) == found
 
 
+def test_a_long_name_is_not_repeated_for_all_that_is_below_it(tensors):
+    stored = {n: Stored(a.shape, "float32", lambda a=a: a) for n, a in tensors.items()}
+    for length, found in ((4000, True), (5000, False)):
+        tree = {"k" * length: stored}
+        assert bool([*state_dict._find_vits(tree)]) == found
+
+
 def test_a_model_in_parts_is_read_by_its_index(tensors, tmp_path):
     names, index = [*tensors], tmp_path / "model.safetensors.index.json"
     save_file({n: tensors[n] for n in names[::2]}, tmp_path / "1.safetensors")
@@ -138,7 +145,16 @@ def test_an_index_that_is_none_is_refused(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../w", "/etc/w", "", "model.safetensors.index.json", "b.index.json"]
+    "name",
+    [
+        "../w",
+        "/etc/w",
+        "",
+        "model.safetensors.index.json",
+        "b.index.json",
+        "a\0b",
+        "\ud800",
+    ],
 )
 def test_an_index_names_only_files_beside_it(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"

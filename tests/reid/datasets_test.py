@@ -158,6 +158,13 @@ def test_id_folders_take_the_camera_that_is_named_for_the_query(tmp_path):
         open_dataset("id_folders", root, query_camera=7)
 
 
+def test_a_market1501_is_not_scored_as_folders_of_three_people(tmp_path):
+    parts = ("query", "bounding_box_test", "bounding_box_train")
+    root = _write(tmp_path, *(f"{part}/0001_c1s1_1_00.jpg" for part in parts))
+    with pytest.raises(ConfigError, match="is market1501: its folders are no id"):
+        open_dataset("id_folders", root)
+
+
 def test_id_folders_in_train_and_val_are_trained_and_tested_on(tmp_path):
     _write(tmp_path / "val", *_FOLDERS)
     _write(tmp_path / "train", *(f"1{name}" for name in _FOLDERS))

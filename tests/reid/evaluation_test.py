@@ -237,6 +237,7 @@ def refusal(request: Request) -> str:
         ({"query_camera": 1}, ["market1501 says what its queries are"]),
         ({"dataset": "synthetic"}, ["leave out --data"]),
         ({"save_features": True}, ["--save-features needs a folder"]),
+        ({"out": ""}, ["--out= is empty"]),
         ({"out": "gs://bucket/out"}, ["gs://bucket/out is not local"]),
         ({"out": "/dev/null/out"}, ["/dev/null/out cannot be written"]),
     ],

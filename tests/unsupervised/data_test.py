@@ -94,6 +94,11 @@ def test_a_folder_of_images_is_a_target_with_or_without_cameras(tmp_path):
     np.testing.assert_array_equal(
         target.cameras, np.unique(tops, return_inverse=True)[1]
     )
+    (tmp_path / "alone.jpg").touch()
+    with pytest.raises(
+        ConfigError, match=r"1 images .* no camera's folder.*alone\.jpg"
+    ):
+        open_target(cfg)
 
 
 @pytest.mark.parametrize(
