@@ -60,11 +60,10 @@ def define_config(
             *sections, name = path.split(".")
             with contextlib.suppress(AttributeError):  # `check_types` says it
                 section = functools.reduce(getattr, sections, flag.value)
-                value = getattr(section, name)
-                if path in _none:
-                    setattr(section, name, None)
-                elif type(value) is str and sections != ["init"]:  # as `_expand_home`
-                    setattr(section, name, os.path.expanduser(value))
+                value = None if path in _none else getattr(section, name)
+                if type(value) is str and sections != ["init"]:  # as `_expand_home`
+                    value = os.path.expanduser(value)
+                setattr(section, name, value)
         check_types(flag.value)
         return flag.value
 
@@ -237,7 +236,8 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
         if is_setting and argument.partition("=")[2].strip() == "()":
             raise ConfigError(f"--{name}=() is empty; give numbers: (8,) or (8,9)")
         kept[is_setting, path if is_setting or is_file else place] = argument
-    _none[:] = [str(k) for (is_, k), v in kept.items() if is_ and v.endswith("=None")]
+    given = {str(k): v.partition("=")[2] for (is_, k), v in kept.items() if is_}
+    _none[:] = [path for path, value in given.items() if value == "None"]
     return [kept[k] for k in sorted(kept, key=lambda k: k[0]) if k[1] not in _none]
 
 

@@ -16,12 +16,11 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from personmae_jax.engine import pictures
+from personmae_jax.engine import distributed, pictures
 from personmae_jax.engine.storage import (
     copy_folder,
     is_remote,
@@ -233,5 +232,4 @@ def _to_host(leaf: Any) -> np.ndarray:
     )
     if is_here:
         return np.asarray(jax.device_get(leaf))
-    with jax.transfer_guard("allow"):  # it fetches its result implicitly
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return distributed.gather(leaf, is_split=True)

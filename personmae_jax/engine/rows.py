@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree, UInt8
 
 from personmae_jax.data.batches import Batch
+from personmae_jax.engine import distributed
 from personmae_jax.engine.metrics import MetricsWriter, params_sha256
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.progress import Progress
@@ -228,8 +228,7 @@ def _sum_over_hosts(counts: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str
     if jax.process_count() == 1 or not any(counts):
         return counts
     values = np.asarray([list(count.values()) for count in counts])
-    with jax.transfer_guard("allow"):  # it fetches its result implicitly
-        totals = multihost_utils.process_allgather(values).sum(axis=0)
+    totals = distributed.gather(values).sum(axis=0)
     return [
         dict(zip(count, total, strict=True))
         for count, total in zip(counts, totals.tolist(), strict=True)

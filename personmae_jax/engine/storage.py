@@ -76,7 +76,7 @@ def write_whole(file: epath.Path, content: str | bytes) -> None:
     """Writes so that a reader finds the old content or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
     if is_remote(file):
-        file.write_bytes(data)  # objects appear whole
+        _write_object(file, data)
         return
     with appearing_whole(file) as part:
         part.write_bytes(data)
@@ -87,9 +87,7 @@ def reporting_failure(what: str) -> Iterator[None]:
     """Turns a failure to write `what`, as of a full disk, into a RunError."""
     try:
         yield
-    except (ConfigError, RunError):
-        raise
-    except Exception as error:  # each storage has its own errors
+    except OSError as error:
         raise RunError(
             f"{what} cannot be written ({first_line(error)}); fix that and start again"
         ) from error
@@ -121,13 +119,21 @@ def open_new(file: pathlib.Path) -> Iterator[BinaryIO]:
         raise RunError(f"{file} could not be written ({first_line(e)})") from e
 
 
+def _write_object(file: epath.Path, data: bytes) -> None:
+    """Writes an object, which appears whole; raises OSError if it fails, as a disk."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    except Exception as e:  # each storage has its own errors
+        raise OSError(first_line(e)) from e
+
+
 def copy_folder(local: pathlib.Path, target: epath.Path) -> None:
     """Copies all files below a local folder to a folder that may be on `gs://`."""
     for file in local.rglob("*"):
         if file.is_file():
             copy = target / file.relative_to(local).as_posix()
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(file.read_bytes())
+            _write_object(copy, file.read_bytes())
 
 
 def open_in_place(file: os.PathLike[str], flags: int) -> int:

@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from personmae_jax.config_json import (
     Settings,
@@ -18,7 +17,7 @@ from personmae_jax.config_json import (
     dropped_settings,
     parse_object,
 )
-from personmae_jax.engine import lock
+from personmae_jax.engine import distributed, lock
 from personmae_jax.engine.storage import open_path, read_whole, write_whole
 from personmae_jax.errors import ConfigError, RunError, first_line
 
@@ -134,12 +133,7 @@ class Workdir:
                 "--workdir of their own"
             )
         here = config_from_json(config_to_json(self._cfg))  # in the same types
-        wrong = [
-            f"{name}: {values}"
-            for name, values in differences(there, here).items()
-            if not any(_is_below(name, free) for free in FREE_FIELDS)
-        ]
-        if wrong:
+        if wrong := _differences(there, here, FREE_FIELDS):
             raise ConfigError(
                 f"--workdir={self.path} belongs to a run with other settings "
                 f"({'; '.join(wrong)}); give the same settings or another --workdir"
@@ -211,16 +205,15 @@ def check_processes_agree(cfg: Settings, facts: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     text = json.dumps([config_to_json(cfg), facts]).encode()
-    longest = multihost_utils.process_allgather(np.asarray(len(text))).max()
-    padded = np.frombuffer(text.ljust(longest), np.uint8)
-    texts = multihost_utils.process_allgather(padded)
+    longest = distributed.gather(np.asarray(len(text))).max()
+    texts = distributed.gather(np.frombuffer(text.ljust(longest), np.uint8))
     (first, data), *others = [json.loads(row.tobytes()) for row in texts]
+    theirs = config_from_json(first)
     for process, (other, other_data) in enumerate(others, 1):
-        theirs, ours = config_from_json(first), config_from_json(other)
+        ours = config_from_json(other)
         wrong = ["another kind of training"]
         if type(theirs) is type(ours):
-            found = differences(theirs, ours)
-            wrong = [f"{k}: {v}" for k, v in found.items() if k not in _PER_PROCESS]
+            wrong = _differences(theirs, ours, _PER_PROCESS)
         if data != other_data:
             wrong.append(
                 f"data of {_describe(data)} there, {_describe(other_data)} here"
@@ -230,6 +223,15 @@ def check_processes_agree(cfg: Settings, facts: Mapping[str, Any]) -> None:
                 f"process {process} of this run has other settings or data than "
                 f"process 0 ({'; '.join(wrong)}); start all of them alike"
             )
+
+
+def _differences(there: Settings, here: Settings, free: Sequence[str]) -> list[str]:
+    """A text for every setting but the free ones that is not equal in both."""
+    return [
+        f"{name}: {values}"
+        for name, values in differences(there, here).items()
+        if not any(_is_below(name, one) for one in free)
+    ]
 
 
 def _is_below(name: str, free: str) -> bool:

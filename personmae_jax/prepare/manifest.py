@@ -1,10 +1,12 @@
 """What is noted of each finished shard: for the summary, for copies, for --check."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -92,18 +94,27 @@ def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
       RunError: The notes are missing or damaged.
     """
     file = _checks_file(folder, shard)
+    with open_arrays(file, "preparing again writes it anew") as arrays:
+        about = json.loads(arrays["about"].tobytes())
+        rejected = [(name, reason) for name, reason in about.pop("rejected")]
+        checks = Checks(arrays["rows"], rejected, arrays["sums"], **about)
+        if (checks.rows.dtype, checks.rows.shape) != (ROW, (num_rows,)):
+            raise ValueError("rows of another shard or version")
+    return checks
+
+
+@contextlib.contextmanager
+def open_arrays(file: epath.Path, way_out: str) -> Iterator[Any]:
+    """The arrays of an .npz file of ours, by name.
+
+    Raises:
+      RunError: It is missing or damaged, or what is done with it fails.
+    """
     try:
         with foreign_files.open_file(file) as opened, np.load(opened) as arrays:
             if sum(x.file_size for x in arrays.zip.infolist()) > foreign_files.MAX_TEXT:
                 raise ValueError("members of absurd size")
-            about = json.loads(arrays["about"].tobytes())
-            rejected = [(name, reason) for name, reason in about.pop("rejected")]
-            checks = Checks(arrays["rows"], rejected, arrays["sums"], **about)
-        if (checks.rows.dtype, checks.rows.shape) != (ROW, (num_rows,)):
-            raise ValueError("rows of another shard or version")
-        return checks
+            yield arrays
     except Exception as error:  # zip, zlib and numpy have no common one
         # Theirs are not quoted: numpy advises to allow pickles.
-        raise RunError(
-            f"{file} is missing or damaged; preparing again writes it anew"
-        ) from error
+        raise RunError(f"{file} is missing or damaged; {way_out}") from error

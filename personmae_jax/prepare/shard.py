@@ -133,11 +133,13 @@ def read_digests(folder: str, shard: int) -> bytes:
     start.
     """
     path = epath.Path(folder) / "tasks" / f"{shard:05}.digests"
-    plan, task = _plan_in(folder), read_task(epath.Path(folder), shard)
-    digests = bytearray(path.read_bytes() if path.exists() else b"")
+    plan, digests = _plan_in(folder), bytearray()
+    if path.exists():
+        digests += path.read_bytes()
     # A power cut or a full disk may have left a piece.
-    if len(digests) != len(task.names) * len(manifest.NO_DIGEST):
+    if len(digests) != plan.num_rows(shard) * len(manifest.NO_DIGEST):
         digests.clear()
+        task = read_task(epath.Path(folder), shard)
         for number in range(len(task.names)):
             try:
                 digests += manifest.digest(_read_member(plan, task, number))

@@ -10,10 +10,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
-from personmae_jax import foreign_files
 from personmae_jax.data.names import Names
 from personmae_jax.engine.storage import appearing_whole
-from personmae_jax.errors import RunError
+from personmae_jax.prepare.manifest import open_arrays
 
 _TASKS = "tasks"
 # What this package puts there, with the parts of what was not finished.
@@ -52,19 +51,13 @@ def read_task(folder: epath.Path, shard: int) -> Task:
     Raises:
       RunError: Its file is missing or damaged.
     """
-    file = _task_file(folder, shard)
-    try:
-        with foreign_files.open_file(file) as opened, np.load(opened) as arrays:
-            columns = [
-                Names(arrays[column], arrays[f"{column}_ends"])
-                for column in ("names", "identities", "videos")
-            ]
-            return Task(columns[0], arrays["sources"], arrays["places"], *columns[1:])
-    except Exception as error:  # zip, zlib and numpy have no common one
-        raise RunError(
-            f"{file} is missing or damaged; start again with the same command, which "
-            "lists the sources anew"
-        ) from error
+    way_out = "start again with the same command, which lists the sources anew"
+    with open_arrays(_task_file(folder, shard), way_out) as arrays:
+        columns = [
+            Names(arrays[column], arrays[f"{column}_ends"])
+            for column in ("names", "identities", "videos")
+        ]
+        return Task(columns[0], arrays["sources"], arrays["places"], *columns[1:])
 
 
 def is_task_file(file: epath.Path) -> bool:

@@ -29,6 +29,7 @@ _BESIDE = (
         {"image_mean": "mean", "image_std": "std"},
     ),
 )
+_SIZES = {"hidden_size": "width", "num_hidden_layers": "depth"}  # there, and here
 _SETTINGS = ("num_heads", "mean", "std", "grid")  # of `init`; they overrule a file
 _HALF = (0.5, 0.5, 0.5)
 _EPS = 1e-6  # of every LayerNorm here
@@ -37,18 +38,18 @@ _TYPES = {"num_heads": int, "layer_norm_eps": float}
 
 
 def look_up(
-    init: InitConfig, opened: Opened, encoder: Mapping[str, Any]
+    init: InitConfig, opened: Opened, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
     """Returns what is told, by the names of `model_card.describe_export`.
 
     Args:
       init: Names the file, and what overrules it.
       opened: The file.
-      encoder: Its tensors, by timm's names.
+      sizes: Of its encoder, by `state_dict.architecture`.
     """
     said = {name: getattr(init, name, None) for name in _SETTINGS}
     said = {name: value for name, value in said.items() if value is not None}
-    said, beside = _own_meta(opened) | said, _beside(str(init.torch_weights), encoder)
+    said, beside = _own_meta(opened) | said, _beside(str(init.torch_weights), sizes)
     return beside | said | {"told_beside": [*beside.keys() - said.keys()]}
 
 
@@ -79,14 +80,11 @@ def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
         yield f"GUESS: it was made for {', '.join(guesses)}; no tensor tells."
 
 
-def _beside(path: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(path: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """What transformers' JSON files, beside the file or in the folder, tell.
 
     Nothing, if their network has another width or depth: they are of another file.
     """
-    blocks = {name.split(".")[1] for name in encoder if name.startswith("blocks.")}
-    width = encoder["cls_token"].shape[-1]
-    size = {"hidden_size": width, "num_hidden_layers": len(blocks)}
     file, found = pathlib.Path(path).expanduser(), {}
     folder = file if file.is_dir() else file.parent
     for name, is_ours, fields in _BESIDE:
@@ -96,7 +94,7 @@ def _beside(path: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if not isinstance(content, dict):
             continue
-        if any(content.get(key, size[key]) != size[key] for key in size):
+        if any(k in content and content[k] != sizes.get(v) for k, v in _SIZES.items()):
             return {}
         if is_ours(content):
             found |= {

@@ -122,7 +122,7 @@ def _open(init: InitConfig) -> tuple[Recognised, dict[str, Any]]:
         found = recognise(opened.tree, init.prefix)
     except ValueError as e:
         raise ConfigError(f"config.init.torch_weights={path} {e}") from e
-    return found, file_settings.look_up(init, opened, found.tensors)
+    return found, file_settings.look_up(init, opened, architecture(found.tensors))
 
 
 def _read_tensors(found: dict[str, Any], cfg: ModelConfig) -> tuple[Tensors, list[str]]:

@@ -83,9 +83,8 @@ def _open_shards(file: Path) -> Opened:
     try:
         names = foreign_files.read_json(file)["weight_map"].values()
         names = sorted(set(names))
-        if not all(n.isprintable() and Path(n).name == n for n in names) or any(
-            n.endswith(".json") or not n for n in names
-        ):
+        are_files = (n and n.isprintable() and Path(n).name == n for n in names)
+        if not all(are_files) or any(n.endswith(".json") for n in names):
             raise ValueError("of indices, or files that are not beside it")
     except OSError as e:
         raise ConfigError(f"{_name(file)} cannot be read ({e.strerror})") from e

@@ -177,10 +177,8 @@ def _write_features(
 def _write_picture(
     folder: pathlib.Path, people: ReidDataset, ranking: _Ranking, data: ImageConfig
 ) -> None:
-    size = (
-        max(1, round(_HEIGHT * data.width / data.height)),
-        _HEIGHT,
-    )  # as the encoder's
+    width = round(_HEIGHT * data.width / data.height)  # in the encoder's ratio
+    size = (max(1, width), _HEIGHT)
 
     def panels(records: Int64[np.ndarray, " k"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
         found = (read_image(people.records, int(record), data) for record in records)

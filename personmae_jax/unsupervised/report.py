@@ -33,8 +33,9 @@ def write_report(
       RunError: The disk is full.
     """
     png = pictures.encode(page(target, clusters, features)) if page_name else b""
+    text = table(target, clusters)
     with reporting_failure(f"the clusters in {workdir}"):
-        write_whole(workdir / "clusters.csv", table(target, clusters))
+        write_whole(workdir / "clusters.csv", text)
         if page_name:
             pictures.write(workdir, page_name, png)
 

@@ -14,7 +14,7 @@ from workdir_test import open_workdir
 
 import personmae_jax
 from personmae_jax.config import Config
-from personmae_jax.engine import lock
+from personmae_jax.engine import lock, storage
 from personmae_jax.engine.checkpoint import restore_encoder
 from personmae_jax.engine.metrics import MetricsWriter
 from personmae_jax.engine.storage import open_path
@@ -143,3 +143,20 @@ def test_a_run_is_trained_resumed_and_loaded_there(store, workdir, cache):
     assert (workdir / "pictures" / "6.png").exists()
     params, _ = personmae_jax.load_encoder(str(workdir))
     assert params["norm"]["scale"].shape == (16,)
+
+
+def test_an_object_that_is_not_taken_is_told_as_a_full_disk_is(monkeypatch):
+    """Storages raise errors of their own, such as gcsfs's, which are no OSError."""
+
+    class HttpError(Exception):
+        pass
+
+    def fail(*_):
+        raise HttpError("backend error, 503")
+
+    file = epath.Path("gs://bucket/run/retrieval.json")
+    monkeypatch.setattr(type(file), "mkdir", lambda *_, **__: None)
+    monkeypatch.setattr(type(file), "write_bytes", fail)
+    with pytest.raises(RunError, match="the scores cannot be written .*error, 503"):
+        with storage.reporting_failure("the scores"):
+            storage.write_whole(file, "{}")

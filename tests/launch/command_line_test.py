@@ -339,6 +339,14 @@ def test_none_is_a_value_of_a_setting_that_may_have_none(given):
     assert (code, said) == (0, "")
 
 
+def test_a_text_that_ends_like_none_is_a_text(tmp_path):
+    given = (f"--config.data.path={tmp_path}/x=None",)
+    show = "print(settings().data.path, file=sys.stderr)"
+    shown = SET.replace("check(settings())", show)
+    _, said = say("", None, shown.replace("sys.argv[:1]", str(given)))
+    assert said == f"{tmp_path}/x=None\n"
+
+
 def test_none_is_refused_of_a_setting_that_needs_a_value():
     code, said = say("--config.data.mean=None", None, SET)
     assert code == 2
