@@ -22,12 +22,7 @@ def reconstructions(
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Draws a row an example: image with boxes, RegionA, RegionB, predicted RegionB.
 
-    Hidden patches of RegionA are grey.
-
-    Args:
-      examples: Of `data/pipeline.py`, in the order of `predicted`.
-      predicted: RegionB as the network thinks it looks, in RGB.
-      patch: Side of a patch in pixels.
+    Hidden patches of RegionA are grey. The predictions are of the examples, in order.
     """
     rows = [
         [
