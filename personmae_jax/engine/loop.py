@@ -23,7 +23,7 @@ from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Rounds, Start, Training
 from personmae_jax.engine.workdir import Workdir, check_processes_agree
-from personmae_jax.errors import Closing, RunError, first_line
+from personmae_jax.errors import Closing
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 
@@ -123,11 +123,15 @@ def run(training: Training, workdir: str) -> int:
             state = checkpoints.restore(program.abstract_state, start)
         if is_main:
             print(_describe(training, start), flush=True)
-        with device_errors(training.memory_hint):
+        hint = (
+            f"{training.memory_hint}, --config.train.remat=block, more devices, or "
+            "another --workdir with a smaller batch"
+        )
+        with distributed.device_errors(hint):
             ready = dataclasses.replace(program, train_step=compiled.result())
         rows = stack.enter_context(Rows(training, path if is_main else None, start))
         trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
-        with device_errors(training.memory_hint):
+        with distributed.device_errors(hint):
             last = train(
                 *(dataclasses.replace(training, program=ready), state, start),
                 *(streams, rows, checkpoints, lock, trace),
@@ -238,29 +242,6 @@ def _describe(training: Training, start: int) -> str:
         f"{program.num_steps:,}, {program.batch_size:,} images a step, on "
         f"{devices.size} {devices.flat[0].device_kind}; compiling ..."
     )
-
-
-@contextlib.contextmanager
-def device_errors(hint: str) -> Iterator[None]:
-    """Turns what devices and other processes do to a run into one line.
-
-    `hint` is what else saves memory there.
-
-    Raises:
-      RunError: The memory of a device does not suffice, or another process has died.
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
-        if "RESOURCE_EXHAUSTED" in str(e):
-            raise RunError(
-                f"out of memory on the device ({first_line(e)}); use {hint}, "
-                "--config.train.remat=block, more devices, or another --workdir with a "
-                "smaller batch"
-            ) from e
-        if lost := distributed.lost_process(e):
-            raise lost from e
-        raise
 
 
 def keep_compiled(workdir: epath.Path) -> None:

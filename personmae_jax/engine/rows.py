@@ -97,7 +97,15 @@ class Rows(Closing):
         fetched = jax.device_get([p.metrics for p in self._pending])
         for p, metrics in zip(self._pending, fetched, strict=True):
             p.metrics = metrics
-            check_finite(p.step, metrics)
+            for name, value in metrics.items():
+                if not np.isfinite(value):
+                    raise RunError(
+                        f"step {p.step}: {name} is {float(value)}; the last checkpoint "
+                        "is from before it, but the same settings lead here again: "
+                        "start in another --workdir with a smaller "
+                        "--config.optim.base_lr, with --config.optim.clip_norm=1 or "
+                        "--config.train.matmul_dtype=float32"
+                    )
 
     def write(self, final_params: PyTree = None) -> None:
         """Checks every step noted so far and writes the rows that are due.
@@ -191,18 +199,6 @@ class Rows(Closing):
             self._writer.write(p.step, row)
             text = f"loss {float(values['loss']):.4f}  {self._shown}"
             self._progress.show(p.step, f"{text}{images_per_second:,.0f} images/s")
-
-
-def check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Raises RunError if a loss or a norm is not finite."""
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            raise RunError(
-                f"step {step}: {name} is {float(value)}; the last checkpoint is from "
-                "before it, but the same settings lead here again: start in another "
-                "--workdir with a smaller --config.optim.base_lr, with "
-                "--config.optim.clip_norm=1 or --config.train.matmul_dtype=float32"
-            )
 
 
 def _sum_over_hosts(counts: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str, int]]:

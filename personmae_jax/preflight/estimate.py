@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from personmae_jax import sharding
 from personmae_jax.config import Config
 from personmae_jax.config_check import check
+from personmae_jax.engine.distributed import device_errors
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.storage import reporting_failure
 from personmae_jax.errors import RunError, first_line
@@ -86,17 +87,11 @@ def measure(
     chip = next((c for c in CHIPS.values() if devices[0].device_kind in c.kinds), None)
     program = _build(cfg, devices, num_records)
     report = _describe_run(program, "here") | {"is_estimate": False}
-    try:
+    hint = "a smaller --config.train.batch_size or --config.train.remat=block"
+    with device_errors(hint):
         compiled = _compile(program)
         _text(compiled, dump_hlo)
         seconds = _step_seconds(program, compiled)
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        raise RunError(
-            f"out of memory on the device ({first_line(e)}); use a smaller "
-            "--config.train.batch_size or --config.train.remat=block"
-        ) from e
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     report |= _memory(program, limit, compiled, cfg.train.batch_size)
     return report | _speed(program, seconds, chip)
