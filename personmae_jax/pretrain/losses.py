@@ -51,13 +51,9 @@ def visible_share(
 ) -> Float[Array, "b n"]:
     """How much of each patch of RegionB the encoder sees: 0 nothing, 1 all of it.
 
-    Args:
-      geometry: (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`.
-      visible: Raster indices of RegionA's visible patches.
-      grid: Rows and columns of either region.
-
-    Returns:
-      Shares of the area; exactly 0 or 1 where RegionB is RegionA.
+    `geometry` is (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`,
+    `visible` raster indices in RegionA, `grid` that of either region. The shares are of
+    the area, and exactly 0 or 1 where RegionB is RegionA.
     """
     rows, columns = grid
     patch = jnp.arange(rows * columns)[None, None]
