@@ -12,7 +12,7 @@ from personmae_jax import sharding
 from personmae_jax.engine import loop
 from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
-from personmae_jax.engine.training import Streams, Training
+from personmae_jax.engine.training import Training
 
 
 class _Pause:
@@ -43,14 +43,8 @@ def compare(training: Training, state, *, steps: int, pieces: int) -> None:
     looped, bare, own, dispatch = [], [], [], []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        streams = stack.enter_context(Streams(training, 0))
-        kept = stack.enter_context(
-            Rows(
-                *(program, epath.Path(folder), 0),
-                count_images=training.count_images,
-                warn=training.warn,
-            )
-        )
+        streams = stack.enter_context(loop.Streams(training, 0))
+        kept = stack.enter_context(Rows(training, epath.Path(folder), 0))
         for number in range(pieces + 1):
             start, busy = time.perf_counter(), time.thread_time()
             loop.train(

@@ -146,11 +146,9 @@ def config_file() -> pathlib.Path:
 
 
 def run(main: Callable[[], int | None], more_of: str | None = None) -> None:
-    """Parses the flags, calls `main` and leaves with its exit code.
+    """Parses the flags, calls `main` and leaves with its exit code, None for 0.
 
-    Args:
-      main: Does the work; returns the exit code, None for 0.
-      more_of: The repeated flag whose further values may follow without its name.
+    Further values of the repeated flag `more_of` may follow without its name.
     """
     output.guard()
     logging.set_verbosity(logging.FATAL)  # what ml_collections warns of is refused

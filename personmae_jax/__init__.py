@@ -7,8 +7,8 @@ For JAX users who want the encoder and not the training:
     tokens = apply(params, images)  # cls and patch tokens
 """
 
+import os
 from collections.abc import Callable, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ def load_encoder(
     # Not above: `import personmae_jax.config` has to work before jax is imported.
     import jax.numpy as jnp
 
-    from personmae_jax import pixels
     from personmae_jax.engine.checkpoint import restore_encoder
     from personmae_jax.engine.workdir import read_settings
-    from personmae_jax.models import personmae
+    from personmae_jax.reid.features import encode_tokens
 
     cfg = read_settings(workdir)
     params = restore_encoder(workdir, step, weights)
@@ -64,16 +63,13 @@ def load_encoder(
                 f"images are {images.dtype}{list(images.shape)}; this encoder takes "
                 f"uint8 RGB of shape [batch, {cfg.data.height}, {cfg.data.width}, 3]"
             )
-        patches = pixels.normalised_patches(
-            jnp.asarray(images), cfg.encoder.patch_size, cfg.data.mean, cfg.data.std
-        )
-        return personmae.encode(cfg.encoder, cfg.grid, params, patches).tokens
+        return encode_tokens(cfg.encoder, cfg.data, params, jnp.asarray(images))
 
     return params, apply
 
 
 def load_images(
-    files: "Sequence[str | PathLike[str]]", height: int, width: int
+    files: "Sequence[str | os.PathLike[str]]", height: int, width: int
 ) -> "UInt8[np.ndarray, 'n {height} {width} 3']":
     """Reads image files as evaluation reads them: upright, in RGB, resized.
 
@@ -85,8 +81,6 @@ def load_images(
     Raises:
       RunError: A file cannot be read or is no image; names it.
     """
-    import os
-
     import numpy as np
 
     from personmae_jax.config import ImageConfig

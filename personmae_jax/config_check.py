@@ -13,16 +13,14 @@ PREPARE_DATA = "python launch/prepare_data.py --source PATH --out DIR"
 def check(cfg: Config, device_count: int | None = None) -> None:
     """Refuses settings that cannot train.
 
-    Args:
-      cfg: The settings, after all overrides.
-      device_count: Devices of all hosts; None before the devices are known.
+    `device_count` is that of all hosts, None before the devices are known.
 
     Raises:
       ConfigError: One line for every setting that is wrong.
     """
     # The later rules divide by what the first ones have found in range.
     problems = [*range_problems(cfg, CHOICES, RANGES)]
-    problems = problems or [*_model_problems(cfg), *_data_problems(cfg)]
+    problems = problems or [*_model_problems(cfg)]
     if not problems and device_count is not None:
         problems = [*_device_problems(cfg, device_count)]
     if problems:
@@ -132,11 +130,11 @@ def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
                 f"config.encoder.patch_size={patch}; "
                 f"use e.g. {max(patch, size - size % patch)}"
             )
-    num_patches = (cfg.data.height // patch) * (cfg.data.width // patch)
-    if num_patches > MAX_PATCHES:
+    if cfg.num_patches > MAX_PATCHES:
         yield (
             f"config.data.height={cfg.data.height} and width={cfg.data.width} make "
-            f"{num_patches} patches of {patch} pixels; attention takes {MAX_PATCHES}"
+            f"{cfg.num_patches} patches of {patch} pixels; attention takes "
+            f"{MAX_PATCHES}"
         )
     weights = 12 * cfg.encoder.depth * cfg.encoder.width**2
     if weights > _MAX_WEIGHTS:
@@ -163,14 +161,11 @@ def _width_problems(name: str, width: int, num_heads: int) -> Iterator[str]:
 
 def _model_problems(cfg: Config) -> Iterator[str]:
     yield from encoder_problems(cfg)
-    used = cfg.predictors
-    own = (cfg.encoder.width, cfg.encoder.num_heads)
+    used, depth = cfg.predictors, cfg.encoder.depth
     for name, predictor in used.items():
         size = predictor_size(cfg.encoder, predictor)
-        if size != own:
+        if size != (cfg.encoder.width, cfg.encoder.num_heads):
             yield from _width_problems(name, *size)
-    depth = cfg.encoder.depth
-    for name, predictor in used.items():
         blocks = predictor.memory_blocks
         is_outside = any(not -depth <= i < depth for i in blocks)
         if is_outside or not blocks or len({i % depth for i in blocks}) < len(blocks):
@@ -201,9 +196,6 @@ def _model_problems(cfg: Config) -> Iterator[str]:
             f"config.masks.ratio={cfg.masks.ratio} hides {cfg.num_hidden} of "
             f"{cfg.num_patches} patches; at least one must be hidden and one visible"
         )
-
-
-def _data_problems(cfg: Config) -> Iterator[str]:
     if cfg.data.source in ("tfds", "folder") and not cfg.data.path:
         yield (
             f"no data: give --config.data.path=DIR (made by `{PREPARE_DATA}`), or a "

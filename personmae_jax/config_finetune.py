@@ -193,11 +193,7 @@ _RANGES = PEOPLE_RANGES | {
 
 
 def check_finetuning(cfg: FinetuneConfig, device_count: int | None = None) -> None:
-    """Refuses settings that cannot train, before any work; called as `check`.
-
-    Raises:
-      ConfigError: One line for every setting that is wrong.
-    """
+    """Refuses settings that cannot train, as `config_check.check` does."""
     problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
     if not (cfg.loss.identity_weight or cfg.loss.triplet_weight):
         problems.append("config.loss.identity_weight and triplet_weight are both 0")
@@ -219,14 +215,8 @@ def check_people(
 ) -> None:
     """Adds the rules of every training on people to those found broken; raises.
 
-    Args:
-      cfg: The settings, which have a `batch_size`.
-      problems: A line for every rule of this training that is broken.
-      groups: What `cfg.sampling` counts images of, e.g. "identities".
-      device_count: Devices of all hosts; None before the devices are known.
-
-    Raises:
-      ConfigError: One line for every setting that is wrong.
+    `groups` is what `cfg.sampling` counts images of, e.g. "identities"; the others as
+    of `config_check.check`.
     """
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")

@@ -37,8 +37,6 @@ _BEFORE = {
     "loss": {"feature_blocks": 1, "feature_instance_norm": False, "cls_weight": 0.0},
 }
 
-_ABSENT = object()
-
 
 def neck_feature(cfg: Settings) -> str:
     """Whether a run is scored by features "before" or "after" its batch norm."""
@@ -86,13 +84,13 @@ def config_from_json(text: str) -> Settings:
 
 def dropped_settings(text: str) -> list[str]:
     """What `text` asks for and this code dropped, as "config.section.field=value"."""
-    found = []
+    found, tree = [], parse_object(text)
     for path, harmless in _DROPPED.items():
-        value: Any = parse_object(text)
-        for name in path.split(".")[1:]:
-            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT and harmless is not None and value not in harmless:
-            found.append(f"{path}={value!r}")
+        _, section, name = path.split(".")
+        fields: Any = tree.get(section)
+        is_there = isinstance(fields, dict) and name in fields
+        if is_there and harmless is not None and fields[name] not in harmless:
+            found.append(f"{path}={fields[name]!r}")
     return found
 
 

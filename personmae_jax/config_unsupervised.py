@@ -161,11 +161,7 @@ _RANGES = PEOPLE_RANGES | {
 def check_unsupervised(
     cfg: UnsupervisedConfig, device_count: int | None = None
 ) -> None:
-    """Refuses settings that cannot train, before any work; called as `check`.
-
-    Raises:
-      ConfigError: One line for every setting that is wrong.
-    """
+    """Refuses settings that cannot train, as `config_check.check` does."""
     problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
     if cfg.cluster.k2 > cfg.cluster.k1:
         problems.append("config.cluster.k2 exceeds k1; the field takes 6 of 30")

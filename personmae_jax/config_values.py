@@ -19,12 +19,7 @@ _LARGEST = 2**31 - 1  # what jax's int32 holds
 def range_problems(
     cfg: object, choices: Mapping[str, Any], ranges: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields a line for every setting that its table does not admit.
-
-    Args:
-      cfg: A tree of dataclasses.
-      choices: Path of a setting -> its values.
-      ranges: Path of a number -> the ends of its closed interval.
+    """Yields a line for every setting that the table of its path does not admit.
 
     Raises:
       ConfigError: As of `check_types`; nothing can be compared.

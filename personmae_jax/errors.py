@@ -51,6 +51,9 @@ def without_control(text: str) -> str:
 class Closing:
     """Context manager of a `close()` that never hides an earlier error by its own."""
 
+    def __init__(self) -> None:
+        self._closing = contextlib.ExitStack()
+
     def __enter__(self: Entered) -> Entered:
         return self
 
@@ -63,5 +66,5 @@ class Closing:
             logging.error("%s", e)  # what came first tells more
 
     def close(self) -> None:
-        """Writes out what is left; raises RunError if that fails."""
-        raise NotImplementedError
+        """Leaves what was entered into `_closing`; raises RunError if that fails."""
+        self._closing.close()

@@ -63,7 +63,7 @@ def read_file(path: Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def read_lines(path: Path, limit: int = MAX_TEXT) -> list[bytes]:
+def read_lines(path: Path) -> list[bytes]:
     """The lines of a list without blanks around them; empty ones are left out.
 
     A byte order mark is no part of a line, also not where lists were joined, and
@@ -72,7 +72,7 @@ def read_lines(path: Path, limit: int = MAX_TEXT) -> list[bytes]:
     Raises:
       OSError: As of `read_file`; or it is no such text.
     """
-    data = read_file(path, limit)
+    data = read_file(path, MAX_TEXT)
     if data.startswith(_UTF16_BOMS):
         data = data.decode("utf-16", "replace").encode("utf-8", "replace")
     if b"\0" in data:
@@ -82,12 +82,7 @@ def read_lines(path: Path, limit: int = MAX_TEXT) -> list[bytes]:
 
 
 def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      OSError: As of `read_file`.
-      ValueError: As of `parse_json`.
-    """
+    """The content of a JSON file; raises as `read_file` and `parse_json`."""
     return parse_json(read_file(path, limit))
 
 

@@ -61,16 +61,11 @@ def warmup_cosine(peak: float, warmup: float, num_steps: int) -> Schedule:
 def stepwise(
     peak: float, warmup: float, every: float, factor: float, num_steps: int
 ) -> Schedule:
-    """Constant but for a factor after each share `every` of the steps.
+    """Constant but for a factor after each share `every`, above 0, of the steps.
+
+    In a share `warmup` of them it first rises linearly from 0.
 
     Source: PyTorch's StepLR, as damo-cv/TransReID-SSL's usl.py uses it.
-
-    Args:
-      peak: Before the first of them.
-      warmup: Share of the steps in which it rises linearly from 0.
-      every: Share of the steps, above 0.
-      factor: Of the learning rate, each time.
-      num_steps: Of the run.
     """
     times = range(1, int(np.ceil(1 / every)))
     steps = {round(every * num_steps * i): factor for i in times}
@@ -133,16 +128,20 @@ def check_teacher(teacher: TeacherConfig, num_steps: int) -> None:
 
 def make_optimizer(optim: OptimConfig, learning_rate: Schedule):
     """AdamW after optional clipping of the global gradient norm."""
-    adamw = optax.adamw(
+    adamw = _adamw(optim, learning_rate)
+    if optim.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
+
+
+def _adamw(optim: OptimConfig | FinetuneOptimConfig, learning_rate: Schedule):
+    return optax.adamw(
         learning_rate,
         b1=optim.beta1,
         b2=optim.beta2,
         weight_decay=optim.weight_decay,
         mask=decay_mask,
     )
-    if optim.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
 
 
 def decay_mask(params):
@@ -157,13 +156,7 @@ def layerwise_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW, or SGD with momentum, with a learning rate for every layer."""
     if optim.optimizer == "adamw":
-        inner = optax.adamw(
-            learning_rate,
-            b1=optim.beta1,
-            b2=optim.beta2,
-            weight_decay=optim.weight_decay,
-            mask=decay_mask,
-        )
+        inner = _adamw(optim, learning_rate)
     else:  # PyTorch's order: decay, momentum, learning rate
         inner = optax.chain(
             optax.add_decayed_weights(optim.weight_decay, decay_mask),

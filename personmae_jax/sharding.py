@@ -6,8 +6,8 @@ and keeps its own part of their gradients' sum. So the axes change where numbers
 not what they are, up to the order of float32 sums.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -28,10 +28,7 @@ _MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
 def make_mesh(cfg: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
     """Returns the (data, fsdp) mesh over all devices of all hosts, or over `devices`.
 
-    Args:
-      cfg: Sizes that `config_check.check` admits for that many devices; by default
-        all of them along "data".
-      devices: By default those of all hosts.
+    Its sizes are admitted by `config_check.check`; by default all lie along "data".
     """
     devices = jax.devices() if devices is None else devices
     fsdp = 1 if cfg is None else cfg.fsdp
@@ -64,11 +61,9 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: _split_largest(mesh, leaf.shape), abstract_state)
 
 
-@contextlib.contextmanager
-def mesh_context(mesh: Mesh) -> Iterator[None]:
+def mesh_context(mesh: Mesh) -> AbstractContextManager[None]:
     """What is traced inside knows the mesh: see `on_own_rows` and `is_on_tpu`."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        yield
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def on_own_rows(fn: Callable[..., Array]) -> Callable[..., Array]:
@@ -143,13 +138,8 @@ def stream_to_device_order(
 ) -> Shaped[Array, "*lead b"]:
     """Brings values for the rows of a batch to where `to_devices` has laid them.
 
-    Args:
-      values: The last axis is that of the rows, in the order of the stream, of which
-        host p of n has rows p, p + n, ...
-      mesh: Over all devices of all hosts.
-
-    Returns:
-      The same values, so that their number of hosts changes no row's own.
+    The last axis is that of the rows, in the order of the stream, of which host p of n
+    has rows p, p + n, ... So the number of hosts changes no row's own.
     """
     of_hosts = rows_of_hosts(mesh, values.shape[-1])
     order = np.empty(values.shape[-1], np.int64)

@@ -38,7 +38,7 @@ def init_params(cfg: Config, key: Array) -> dict[str, Any]:
 
 
 def tiny_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Noise of the shapes of `program.batch_structure`, RegionB beside RegionA."""
+    """Noise of the shapes of `Program.abstract_batch`, RegionB beside RegionA."""
     rng = np.random.default_rng(seed)
     b, n = cfg.train.batch_size, cfg.num_patches
     image = (b, cfg.data.height, cfg.data.width, 3)

@@ -144,10 +144,8 @@ class Checkpoints(Closing):
     def restore(self, abstract_state: State, step: int | None = None) -> State:
         """Returns the state saved at `step`, by default the latest.
 
-        Args:
-          abstract_state: `jax.ShapeDtypeStruct` leaves whose shardings say where the
-            restored arrays go; the devices may be others than at saving.
-          step: Of the checkpoint.
+        The shardings of `abstract_state` say where the restored arrays go; the devices
+        may be others than at saving.
 
         Raises:
           RunError: There is no such checkpoint, it is damaged, or its arrays have
@@ -204,12 +202,7 @@ def restore_encoder(
 ) -> dict[str, Any]:
     """Returns the encoder's parameters as numpy arrays, reading nothing else.
 
-    Needs no knowledge of the optimizer, and creates nothing in the workdir.
-
-    Args:
-      workdir: Of a run, finished or not.
-      step: Of the checkpoint; by default the latest.
-      weights: "student", or "teacher" for its moving average.
+    Arguments are those of `personmae_jax.load_encoder`; creates nothing in the workdir.
 
     Raises:
       ConfigError: `weights` is neither.
@@ -259,8 +252,7 @@ def describe(
 ) -> tuple[int, dict[str, Any]]:
     """The step of a checkpoint, by default the latest, and what it says of itself.
 
-    That is what `Checkpoints` saved beside the state: the settings, the git revision
-    (None where there was none) and the versions of libraries.
+    That is the settings, the git revision (None where there was none) and versions.
 
     Raises:
       RunError: There is no such checkpoint, or it is damaged.

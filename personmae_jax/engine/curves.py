@@ -40,15 +40,22 @@ def _plot(rows: list[dict]) -> bytes:
     # Half a second, so only at the end; without pyplot no display is ever asked for.
     from matplotlib.figure import Figure
 
-    curves = {title: _curves(rows, names) for title, names in _PANELS.items()}
-    curves = {title: found for title, found in curves.items() if found}
+    curves = {}
+    for title, names in _PANELS.items():
+        found = {
+            name: [(x["step"], x[name]) for x in rows if x.get(name) is not None]
+            for name in names
+        }
+        if any(found.values()):
+            curves[title] = {name: points for name, points in found.items() if points}
     if not curves:
         raise ValueError("metrics.jsonl holds nothing to draw")
     figure = Figure(figsize=(5.5 * len(curves), 4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (title, found) in zip(panels, curves.items(), strict=True):
-        for name, (steps, values) in found.items():
-            marker = "o" if len(steps) < 30 else ""  # few scores, many losses
+        for name, points in found.items():
+            marker = "o" if len(points) < 30 else ""  # few scores, many losses
+            steps, values = zip(*points, strict=True)
             panel.plot(steps, values, label=name, marker=marker, linewidth=1.2)
         panel.set(title=title, xlabel="step", ylim=(0, None))
         panel.grid(alpha=0.3)
@@ -56,16 +63,3 @@ def _plot(rows: list[dict]) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     return png.getvalue()
-
-
-def _curves(
-    rows: list[dict], names: tuple[str, ...]
-) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns steps and values of every name that some row has."""
-    found = {}
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if points:
-            steps, values = zip(*points, strict=True)
-            found[name] = (list(steps), [float(value) for value in values])
-    return found

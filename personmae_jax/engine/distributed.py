@@ -1,7 +1,9 @@
 """Joins the processes of a run, which a SIGTERM to one of them then ends together."""
 
+import contextlib
 import re
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -121,6 +123,25 @@ def gather(value: Any, *, is_split: bool = False) -> np.ndarray:
     # It fetches its result implicitly, which the loop refuses.
     with jax.transfer_guard("allow"):
         return np.asarray(multihost_utils.process_allgather(value, tiled=is_split))
+
+
+@contextlib.contextmanager
+def device_errors(hint: str) -> Iterator[None]:
+    """Turns what devices and other processes do into one line; `hint` saves memory.
+
+    Raises:
+      RunError: The memory of a device does not suffice, or another process has died.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
+        if "RESOURCE_EXHAUSTED" in str(e):
+            raise RunError(
+                f"out of memory on the device ({first_line(e)}); use {hint}"
+            ) from e
+        if lost := lost_process(e):
+            raise lost from e
+        raise
 
 
 def lost_process(error: BaseException) -> RunError | None:

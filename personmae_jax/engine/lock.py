@@ -31,13 +31,14 @@ def acquire(folder: epath.Path, flag: str = "--workdir") -> "FileLock | Heartbea
     Raises:
       ConfigError: Another process holds it; the message names host and process.
     """
+    where = f"{flag}={folder}"
     if not storage.is_remote(folder):
         try:
-            return FileLock(folder, flag)
+            return FileLock(folder, where)
         except OSError as e:  # some network file systems have no flock
             if e.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-    return HeartbeatLock(folder, flag)
+    return HeartbeatLock(folder, where)
 
 
 class FileLock:
@@ -46,10 +47,9 @@ class FileLock:
     Python opens files close-on-exec, so spawned workers do not hold it on.
     """
 
-    def __init__(self, folder: epath.Path, flag: str = "--workdir"):
+    def __init__(self, folder: epath.Path, where: str):
         self._file = folder / "lock"
         self._fd = storage.open_in_place(self._file, os.O_RDWR)
-        where = f"{flag}={folder}"
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
@@ -86,12 +86,11 @@ class HeartbeatLock:
     other one sees that.
     """
 
-    def __init__(self, folder: epath.Path, flag: str = "--workdir"):
+    def __init__(self, folder: epath.Path, where: str):
         self._file = folder / "lock"
         self._id = uuid.uuid4().hex
         self._lost = False
         self._stop = threading.Event()
-        where = f"{flag}={folder}"
         self._wait_for_holder(where)
         self._write()
         self._stop.wait(SETTLE)

@@ -6,7 +6,7 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -14,17 +14,57 @@ import jax
 from etils import epath
 
 from personmae_jax import sharding
+from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.engine import distributed
-from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.engine.checkpoint import Checkpoints, has_checkpoint
 from personmae_jax.engine.curves import write_curves
 from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
-from personmae_jax.engine.training import Streams, Training
+from personmae_jax.engine.training import Rounds, Start, Training
 from personmae_jax.engine.workdir import Workdir, check_processes_agree
-from personmae_jax.errors import RunError, first_line
+from personmae_jax.errors import Closing
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
+
+
+class Streams(Closing, Iterator[Batch]):
+    """The batches of a run, whether one stream of them or one in each round."""
+
+    def __init__(self, training: Training, start: int):
+        """Begins at once to make the batch after `start`, if no round has to."""
+        super().__init__()
+        self._num_steps = training.program.num_steps
+        self._first = start + 1
+        self._rounds: Rounds | None = None
+        if isinstance(training.batches, HostBatches):
+            self._open(training.batches, start, self._num_steps)
+        else:
+            self._rounds = training.batches
+
+    def __next__(self) -> Batch:
+        return next(self._stream)
+
+    def before(self, step: int, state: Any, rows: Rows) -> Any:
+        """Begins a round if one is due before `step`; returns the state."""
+        if self._rounds is None or not (
+            step == self._first or self._rounds.begins(step)
+        ):
+            return state
+        self._closing.close()
+        with rows.paused():  # what was seen finite makes the labels
+            state, batches, numbers = self._rounds.open(step, state)
+        rows.add_to_next(numbers)
+        # What is made ahead ends with the round: the next one makes it anew.
+        following = range(step + 1, self._num_steps + 1)
+        ends = (later - 1 for later in following if self._rounds.begins(later))
+        self._open(batches, step - 1, next(ends, self._num_steps))
+        return state
+
+    def _open(self, batches: HostBatches, start: int, stop: int) -> None:
+        self._stream = self._closing.enter_context(
+            contextlib.closing(batches.iterate(start, stop))
+        )
 
 
 def run(training: Training, workdir: str) -> int:
@@ -83,17 +123,15 @@ def run(training: Training, workdir: str) -> int:
             state = checkpoints.restore(program.abstract_state, start)
         if is_main:
             print(_describe(training, start), flush=True)
-        with device_errors(training.memory_hint):
-            ready = dataclasses.replace(program, train_step=compiled.result())
-        rows = stack.enter_context(
-            Rows(
-                *(program, path if is_main else None, start),
-                count_images=training.count_images,
-                warn=training.warn,
-            )
+        hint = (
+            f"{training.memory_hint}, --config.train.remat=block, more devices, or "
+            "another --workdir with a smaller batch"
         )
+        with distributed.device_errors(hint):
+            ready = dataclasses.replace(program, train_step=compiled.result())
+        rows = stack.enter_context(Rows(training, path if is_main else None, start))
         trace = stack.enter_context(Trace(cfg.profile, path if is_main else None))
-        with device_errors(training.memory_hint):
+        with distributed.device_errors(hint):
             last = train(
                 *(dataclasses.replace(training, program=ready), state, start),
                 *(streams, rows, checkpoints, lock, trace),
@@ -170,6 +208,18 @@ def train(
     return step
 
 
+def read_early(workdir: str, start: Callable[[], Start]) -> Callable[[], Start]:
+    """Calls `start` at once for a new run; returns what gives its answer again.
+
+    So a file that does not fit is told before any device work, and before the workdir
+    is this run's: it can be replaced.
+    """
+    cached = functools.cache(start)
+    if not has_checkpoint(workdir):
+        cached()
+    return cached
+
+
 def initial_state(training: Training) -> Any:
     """The state before the first step; says what the encoder starts from."""
     encoder, notes = training.start()
@@ -192,29 +242,6 @@ def _describe(training: Training, start: int) -> str:
         f"{program.num_steps:,}, {program.batch_size:,} images a step, on "
         f"{devices.size} {devices.flat[0].device_kind}; compiling ..."
     )
-
-
-@contextlib.contextmanager
-def device_errors(hint: str) -> Iterator[None]:
-    """Turns what devices and other processes do to a run into one line.
-
-    `hint` is what else saves memory there.
-
-    Raises:
-      RunError: The memory of a device does not suffice, or another process has died.
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as e:  # XLA's come as either
-        if "RESOURCE_EXHAUSTED" in str(e):
-            raise RunError(
-                f"out of memory on the device ({first_line(e)}); use {hint}, "
-                "--config.train.remat=block, more devices, or another --workdir with a "
-                "smaller batch"
-            ) from e
-        if lost := distributed.lost_process(e):
-            raise lost from e
-        raise
 
 
 def keep_compiled(workdir: epath.Path) -> None:

@@ -49,56 +49,44 @@ class MetricsWriter(Closing):
     """
 
     def __init__(self, workdir: epath.Path, start_step: int):
-        """Opens the files of the run and cuts off what comes after `start_step`.
-
-        Args:
-          workdir: Of a run that holds its lock.
-          start_step: The restored step, 0 for a new run: it has no rows yet, not even
-            of step 0, the untrained network.
-        """
+        """Opens the files of the run and cuts off what comes after `start_step`."""
+        super().__init__()
         self._workdir = workdir
         self._remote = is_remote(workdir)
-        self._closing = contextlib.ExitStack()
         with self._reporting_failure():
-            self._open(start_step)
-
-    def _open(self, start_step: int) -> None:
-        workdir = self._workdir
-        if self._remote:
-            temporary = tempfile.TemporaryDirectory(prefix="metrics-")
-            self._local = pathlib.Path(self._closing.enter_context(temporary))
-        else:
-            self._local = pathlib.Path(workdir)
-        # A run that starts at 0 has its row of step 0 still to come, if it has one.
-        last_row = start_step or -1
-        rows = _rows_until(workdir, last_row)
-        if rows or not self._remote:
-            write_whole(epath.Path(self._local / _FILE), rows)
-        descriptor = open_in_place(self._local / _FILE, os.O_WRONLY | os.O_APPEND)
-        self._rows = io.FileIO(descriptor, "a")  # not buffered
-        self._closing.enter_context(self._rows)
-        folder = self._local / "tensorboard"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not SummaryWriter: the thread that it writes by dies of a full disk, and the
-        # run then waits for it for ever.
-        self._events = EventsWriter(
-            str(folder / "events"),
-            filename_suffix=f".{time.time_ns()}",  # two starts in the same second
-        )
-        # Hides what a run that was killed has logged after `start_step`: else the
-        # curves would double.
-        started = _proto.SessionLog(status=1)  # START
-        self._write_event(last_row + 1, session_log=started)
-        self._next_copy = time.monotonic() + _COPY_EVERY
-        self._next_flush = 0.0
+            if self._remote:
+                temporary = tempfile.TemporaryDirectory(prefix="metrics-")
+                self._local = pathlib.Path(self._closing.enter_context(temporary))
+            else:
+                self._local = pathlib.Path(workdir)
+            # A run that starts at 0 has its row of step 0 still to come, if it has one.
+            last_row = start_step or -1
+            rows = _rows_until(workdir, last_row)
+            if rows or not self._remote:
+                write_whole(epath.Path(self._local / _FILE), rows)
+            descriptor = open_in_place(self._local / _FILE, os.O_WRONLY | os.O_APPEND)
+            self._rows = io.FileIO(descriptor, "a")  # not buffered
+            self._closing.enter_context(self._rows)
+            folder = self._local / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            # Not SummaryWriter: the thread that it writes by dies of a full disk, and
+            # the run then waits for it for ever.
+            self._events = EventsWriter(
+                str(folder / "events"),
+                filename_suffix=f".{time.time_ns()}",  # two starts in the same second
+            )
+            # Hides what a run that was killed has logged after `start_step`: else the
+            # curves would double.
+            started = _proto.SessionLog(status=1)  # START
+            self._write_event(last_row + 1, session_log=started)
+            self._next_copy = time.monotonic() + _COPY_EVERY
+            self._next_flush = 0.0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row; on a local disk it is there when this returns.
 
-        Args:
-          step: The step whose very values these are, no means over steps.
-          values: Numbers, 0-d arrays and strings. Not-a-number and infinities, which
-            JSON does not know, become null.
+        The values are numbers, 0-d arrays and strings of that very step, no means over
+        steps. Not-a-number and infinities, which JSON does not know, become null.
 
         Raises:
           RunError: The disk is full.
@@ -152,7 +140,7 @@ class MetricsWriter(Closing):
             return
         start = time.monotonic()
         try:
-            self._copy()
+            copy_folder(self._local, self._workdir)
         except Exception as e:  # each storage has its own errors
             logging.warning("Metrics not copied to %s: %s", self._workdir, e)
         duration = time.monotonic() - start
@@ -163,13 +151,10 @@ class MetricsWriter(Closing):
         with self._reporting_failure(), self._closing:
             self._events.close()
             if self._remote:
-                self._copy()
+                copy_folder(self._local, self._workdir)
 
     def _reporting_failure(self) -> contextlib.AbstractContextManager[None]:
         return reporting_failure(f"the metrics in {self._workdir}")
-
-    def _copy(self) -> None:
-        copy_folder(self._local, self._workdir)
 
 
 def _to_json(value: Any) -> int | float | str | None:
@@ -185,20 +170,20 @@ def read_rows(workdir: epath.Path) -> list[dict[str, Any]]:
     Raises:
       OSError: It cannot be read.
     """
-    if not (workdir / _FILE).exists():
-        return []
-    data = read_whole(workdir / _FILE, _MAX_SIZE)
-    return [row for line in data.splitlines() if (row := _parse_row(line))]
+    return [row for line in _read_lines(workdir) if (row := _parse_row(line))]
 
 
 def _rows_until(workdir: epath.Path, last_step: int) -> bytes:
     """The lines of WORKDIR/metrics.jsonl whose steps are at most `last_step`."""
-    if not (workdir / _FILE).exists():
-        return b""
     # What follows the last newline is torn, even if it happens to be JSON.
-    lines = read_whole(workdir / _FILE, _MAX_SIZE).split(b"\n")[:-1]
+    lines = _read_lines(workdir)[:-1]
     kept = [x for x in lines if (row := _parse_row(x)) and row["step"] <= last_step]
     return b"".join(line + b"\n" for line in kept)
+
+
+def _read_lines(workdir: epath.Path) -> list[bytes]:
+    file = workdir / _FILE
+    return read_whole(file, _MAX_SIZE).split(b"\n") if file.exists() else []
 
 
 def _parse_row(line: bytes) -> dict[str, Any] | None:

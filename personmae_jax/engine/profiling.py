@@ -22,24 +22,21 @@ class Trace(Closing):
 
     def __init__(self, cfg: ProfileConfig, workdir: epath.Path | None):
         """Records nothing yet."""
+        super().__init__()
         self._target = None if workdir is None else workdir / "tensorboard"
         first = None if workdir is None else cfg.start_step
         self._steps = range(0) if first is None else range(first, first + cfg.num_steps)
-        self._recording = contextlib.ExitStack()
-
-    def close(self) -> None:
-        self._recording.close()
 
     def before(self, step: int) -> None:
         """Starts recording if `step` is the first one; call it before each step."""
         if self._target is not None and self._steps and step == self._steps[0]:
-            self._recording.enter_context(_record(self._target))
+            self._closing.enter_context(_record(self._target))
 
     def after(self, step: int, outputs: PyTree) -> None:
         """Stops once the `outputs` of the last one are there; call it after each."""
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(outputs)
-            self._recording.close()
+            self._closing.close()
 
 
 @contextlib.contextmanager

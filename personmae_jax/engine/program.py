@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from personmae_jax import sharding
 from personmae_jax.errors import ConfigError
@@ -50,7 +50,7 @@ def assemble(
 ) -> Program[Settings]:
     """Lays pure functions out on a mesh; compiles and allocates nothing.
 
-    The arguments are those of `Program`; init is (an encoder or nothing) -> state.
+    The arguments are those of `Program`; init is (encoder=None) -> state.
 
     Raises:
       ConfigError: There are more steps than jax's int32 counts.
@@ -61,14 +61,11 @@ def assemble(
             "epochs or rounds"
         )
 
-    def init_state(encoder: PyTree | None = None) -> Any:
-        return init(encoder)
-
     def step_on_mesh(state: Any, batch: Batch) -> tuple[Any, Metrics]:
         with sharding.mesh_context(mesh):
             return step(state, batch)
 
-    abstract_state = jax.eval_shape(init_state)
+    abstract_state = jax.eval_shape(init)
     state_sharding = sharding.state_sharding(mesh, abstract_state)
     batch_sharding = sharding.batch_sharding(mesh)
     return Program(
@@ -80,7 +77,7 @@ def assemble(
         abstract_batch={
             name: with_sharding(leaf, batch_sharding) for name, leaf in batch.items()
         },
-        init_state=jax.jit(init_state, out_shardings=state_sharding),
+        init_state=jax.jit(init, out_shardings=state_sharding),
         train_step=jax.jit(
             step_on_mesh,
             in_shardings=(state_sharding, batch_sharding),

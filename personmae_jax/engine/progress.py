@@ -1,6 +1,5 @@
 """What a person watches while a run trains: a bar on a terminal, else plain lines."""
 
-import contextlib
 import sys
 import time
 
@@ -8,16 +7,19 @@ import rich.console
 import rich.progress
 from absl import logging
 
+from personmae_jax.errors import Closing
+
 _LINE_EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
-class Progress:
+class Progress(Closing):
     """A progress bar on a terminal, a line now and then elsewhere.
 
     A context manager; log lines of absl appear above the bar while it is shown.
     """
 
     def __init__(self, num_steps: int, start_step: int = 0, unit: str = "step"):
+        super().__init__()
         self._num_steps, self._unit = num_steps, unit
         # Of the first update: what came before it was mostly compiling.
         self._first_step = self._first_time = None
@@ -35,7 +37,6 @@ class Progress:
         self._task = self._bar.add_task(
             "", total=num_steps, completed=start_step, text=""
         )
-        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "Progress":
         if self._is_terminal:
@@ -45,9 +46,6 @@ class Progress:
             self._closing.callback(handler.setStream, handler.stream)
             handler.setStream(sys.stderr)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
 
     def show(self, step: int, text: str) -> None:
         """Shows `text` and the time left after `step` of the steps."""

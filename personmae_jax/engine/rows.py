@@ -15,8 +15,8 @@ from jaxtyping import PyTree, UInt8
 from personmae_jax.data.batches import Batch
 from personmae_jax.engine import distributed
 from personmae_jax.engine.metrics import MetricsWriter, params_sha256
-from personmae_jax.engine.program import Program
 from personmae_jax.engine.progress import Progress
+from personmae_jax.engine.training import Training
 from personmae_jax.errors import Closing, RunError
 
 Scores = Mapping[str, int | float]
@@ -41,34 +41,20 @@ class Rows(Closing):
     writes.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        workdir: epath.Path | None,
-        start: int,
-        *,
-        count_images: Callable[[Batch], Mapping[str, int]] = lambda _: {},
-        warn: Callable[[int, Mapping[str, Any]], None] = lambda *_: None,
-    ):
-        """Opens the files of the run; rows after step `start` are cut off.
-
-        Only the process that is given a `workdir` writes. The rest is of `Training`.
-        """
-        self._program, self._count_images, self._warn = program, count_images, warn
+    def __init__(self, training: Training, workdir: epath.Path | None, start: int):
+        """Opens the files of the run; rows after step `start` are cut off."""
+        super().__init__()
+        self._training, self._program = training, training.program
         self._pending: list[_Step] = []
         self._numbers: Scores = {}  # for the row of the next step
         self._paused = 0.0  # seconds so far
         self._row_step, self._row_time = start, self._now()
         self._shown = ""  # of the latest scores
-        self._closing = contextlib.ExitStack()
         self._writer = self._progress = None
         if workdir is not None:
             enter = self._closing.enter_context
             self._writer = enter(MetricsWriter(workdir, start))
-            self._progress = enter(Progress(program.num_steps, start))
-
-    def close(self) -> None:
-        self._closing.close()
+            self._progress = enter(Progress(self._program.num_steps, start))
 
     def note(
         self,
@@ -85,7 +71,7 @@ class Rows(Closing):
           RunError: An earlier loss was not finite, or too many images are bad.
         """
         try:
-            counts = self._count_images(batch)
+            counts = self._training.count_images(batch)
         except RunError:
             if jax.process_count() == 1:  # other hosts would be waited for, in vain
                 self.write()  # the rows before it explain it
@@ -111,16 +97,22 @@ class Rows(Closing):
         fetched = jax.device_get([p.metrics for p in self._pending])
         for p, metrics in zip(self._pending, fetched, strict=True):
             p.metrics = metrics
-            check_finite(p.step, metrics)
+            for name, value in metrics.items():
+                if not np.isfinite(value):
+                    raise RunError(
+                        f"step {p.step}: {name} is {float(value)}; the last checkpoint "
+                        "is from before it, but the same settings lead here again: "
+                        "start in another --workdir with a smaller "
+                        "--config.optim.base_lr, with --config.optim.clip_norm=1 or "
+                        "--config.train.matmul_dtype=float32"
+                    )
 
     def write(self, final_params: PyTree = None) -> None:
         """Checks every step noted so far and writes the rows that are due.
 
         Rows are due every `log.every_steps`, at the first and the last step, and
-        wherever an image was bad or there are scores.
-
-        Args:
-          final_params: After the last step of the run: its row carries their hash.
+        wherever an image was bad or there are scores. The last one carries the hash of
+        `final_params`.
 
         Raises:
           RunError: A loss or a norm is not finite; names the first such step.
@@ -133,12 +125,9 @@ class Rows(Closing):
                 self._write_row(p, {**p.metrics, **count, **p.scores}, final_params)
 
     def add_scores(self, step: int, make_scores: Callable[[], Scores]) -> None:
-        """Adds scores to the row of the step noted last; they take no time off it.
+        """Adds scores to the row of `step`, noted last; they take no time off it.
 
-        Args:
-          step: That step; with none noted, as before the first, they get a row of
-            their own.
-          make_scores: Returns them by name, the same on every host.
+        With none noted, as before the first, they get a row of their own.
 
         Raises:
           RunError: A loss or a norm is not finite: nothing is scored then.
@@ -206,22 +195,10 @@ class Rows(Closing):
         if p.step == self._program.num_steps:
             row["params_sha256"] = params_sha256(final_params)
         if self._writer is not None and self._progress is not None:
-            self._warn(p.step, row)
+            self._training.warn(p.step, row)
             self._writer.write(p.step, row)
             text = f"loss {float(values['loss']):.4f}  {self._shown}"
             self._progress.show(p.step, f"{text}{images_per_second:,.0f} images/s")
-
-
-def check_finite(step: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Raises RunError if a loss or a norm is not finite."""
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            raise RunError(
-                f"step {step}: {name} is {float(value)}; the last checkpoint is from "
-                "before it, but the same settings lead here again: start in another "
-                "--workdir with a smaller --config.optim.base_lr, with "
-                "--config.optim.clip_norm=1 or --config.train.matmul_dtype=float32"
-            )
 
 
 def _sum_over_hosts(counts: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str, int]]:

@@ -1,8 +1,7 @@
 """What a training hands to the loop: its program, its data, what to score and show."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,8 +10,6 @@ from jaxtyping import UInt8
 
 from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.engine.program import Program
-from personmae_jax.engine.rows import Rows
-from personmae_jax.errors import Closing
 
 # An encoder's parameters as numpy arrays, None if they are to be random, and
 # sentences on them.
@@ -78,51 +75,9 @@ class Training:
     scorer: Scorer | None = None  # of states while it runs; None: nothing is scored
     # (step, state) -> picture, every `config.log.pictures_every_steps` and at the end.
     draw: Callable[[int, Any], UInt8[np.ndarray, "h w 3"]] | None = None
-    # Counts of this host's batch for its row; see `Rows`.
+    # Counts of this host's batch for its row, which are added over the hosts.
     count_images: Callable[[Batch], Mapping[str, int]] = lambda _: {}
     # Is shown each row that is written.
     warn: Callable[[int, Mapping[str, Any]], None] = lambda *_: None
     keep_initial: bool = False  # step 0, the untrained network, is a checkpoint, too
     memory_hint: str  # what else saves memory on the devices
-
-
-class Streams(Closing, Iterator[Batch]):
-    """The batches of a run, whether one stream of them or one in each round."""
-
-    def __init__(self, training: Training, start: int):
-        """Begins at once to make the batch after `start`, if no round has to."""
-        self._num_steps = training.program.num_steps
-        self._first = start + 1
-        self._rounds: Rounds | None = None
-        self._closing = contextlib.ExitStack()
-        if isinstance(training.batches, HostBatches):
-            self._open(training.batches, start, self._num_steps)
-        else:
-            self._rounds = training.batches
-
-    def close(self) -> None:
-        self._closing.close()
-
-    def __next__(self) -> Batch:
-        return next(self._stream)
-
-    def before(self, step: int, state: Any, rows: Rows) -> Any:
-        """Begins a round if one is due before `step`; returns the state."""
-        if self._rounds is None or not (
-            step == self._first or self._rounds.begins(step)
-        ):
-            return state
-        self._closing.close()
-        with rows.paused():  # what was seen finite makes the labels
-            state, batches, numbers = self._rounds.open(step, state)
-        rows.add_to_next(numbers)
-        # What is made ahead ends with the round: the next one makes it anew.
-        following = range(step + 1, self._num_steps + 1)
-        ends = (later - 1 for later in following if self._rounds.begins(later))
-        self._open(batches, step - 1, next(ends, self._num_steps))
-        return state
-
-    def _open(self, batches: HostBatches, start: int, stop: int) -> None:
-        self._stream = self._closing.enter_context(
-            contextlib.closing(batches.iterate(start, stop))
-        )

@@ -68,13 +68,7 @@ class Workdir:
         cfg: Settings,
         **facts: int | str,
     ):
-        """Touches nothing yet.
-
-        Args:
-          path: The folder, local or `gs://`.
-          cfg: The settings.
-          **facts: What only the data tell, by the names of `_describe`.
-        """
+        """Touches nothing yet; `facts` are what only the data tell, see `_describe`."""
         self.path = open_path(path)
         self._cfg = cfg
         self._run = facts
@@ -121,7 +115,13 @@ class Workdir:
                 )
             self._compare_config(_read(config, config_from_json))
         if run.exists():
-            self._compare_run(_read(run, parse_object))
+            there = _read(run, parse_object)
+            if there != self._run:
+                raise ConfigError(
+                    f"the data has {_describe(self._run)}, but the run in "
+                    f"--workdir={self.path} began with {_describe(there)}; give the "
+                    "same data or another --workdir"
+                )
         write_whole(config, config_to_json(self._cfg))
         write_whole(run, json.dumps(self._run, indent=2) + "\n")
 
@@ -139,19 +139,9 @@ class Workdir:
                 f"({'; '.join(wrong)}); give the same settings or another --workdir"
             )
 
-    def _compare_run(self, there: dict[str, Any]) -> None:
-        if there != self._run:
-            raise ConfigError(
-                f"the data has {_describe(self._run)}, but the run in "
-                f"--workdir={self.path} began with {_describe(there)}; give the same "
-                "data or another --workdir"
-            )
-
 
 def read_settings(path: os.PathLike[str] | str) -> Settings:
-    """The settings of the run in the workdir `path`, of either kind.
-
-    Creates nothing.
+    """The settings of the run in the workdir `path`; creates nothing.
 
     Raises:
       ConfigError: No run is there, or its `config.json` is damaged or of another

@@ -32,7 +32,7 @@ def build(
     learning_rate = warmup_cosine(peak, cfg.optim.warmup, num_steps)
     tx = layerwise_optimizer(cfg.optim, learning_rate, cfg.encoder.depth)
 
-    def init(encoder: PyTree | None) -> FinetuneState:
+    def init(encoder: PyTree | None = None) -> FinetuneState:
         key = jax.random.key(cfg.train.seed)
         params = model.init_params(cfg, key, num_identities, num_cameras, encoder)
         return FinetuneState(

@@ -1,14 +1,11 @@
 """Fine-tuning as the loop runs it: its data, its scores, what it leaves."""
 
-import functools
-
 import jax
 from etils import epath
 
 from personmae_jax import sharding
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.engine import loop
-from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.training import Training
 from personmae_jax.finetune import sampling
 from personmae_jax.finetune.model import make_encode
@@ -39,10 +36,7 @@ def run(
       RunError: The run had to stop. Checkpoints saved before are good.
     """
     check_finetuning(cfg, jax.device_count())
-    start = functools.cache(lambda: read_encoder(cfg))
-    if not has_checkpoint(workdir):
-        # Before the workdir is this run's: a file that does not fit can be replaced.
-        start()
+    start = loop.read_early(workdir, lambda: read_encoder(cfg))
     facts = {} if scored is None else {"num_queries": len(scored.query)}
     scored = dataset if scored is None else scored
     num_images, people = len(dataset.train), sampling.num_identities(dataset)

@@ -40,18 +40,16 @@ def make_train_step(
     dtype, gather = matmul_dtype(cfg.train.matmul_dtype, mesh), sharding.gather(mesh)
 
     def loss_fn(params: PyTree, statistics: PyTree, batch: Batch, key: Array):
-        params, scales = gather(params), None
-        if cfg.head.drop_path:
-            drawn = personmae.sample_drop_path_mask(
-                key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"])
-            )
-            scales = sharding.stream_to_device_order(drawn, mesh)
+        params = gather(params)
+        mask = personmae.sample_drop_path_mask(
+            key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"]), mesh
+        )
         features = model.encode(
             cfg,
             params,
             batch["image"],
             batch["camera"],
-            drop_path_mask=scales,
+            drop_path_mask=mask,
             dtype=dtype,
         )
         normalised, statistics = batch_norm.batch_norm(

@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from personmae_jax import sharding
 from personmae_jax.models import attention
 
 
@@ -175,19 +177,22 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
 
 
 def sample_drop_path_mask(
-    key: Array, depth: int, rate: float, batch_size: int
-) -> Float[Array, "depth 2 b"]:
+    key: Array, depth: int, rate: float, batch_size: int, mesh: Mesh
+) -> Float[Array, "depth 2 b"] | None:
     """Draws which branches of a block an image skips: 0, or 1 / (1 - rate of block).
 
     The rate grows linearly from 0 in the first block to `rate` in the last; attention
-    and MLP are drawn apart.
+    and MLP are drawn apart. None where `rate` is 0. The images are those of a batch
+    that `sharding.to_devices` has laid over the mesh.
 
     Source: `DropPath` and its linspace in timm's vision_transformer.py.
     """
+    if not rate:
+        return None
     rates = rate * np.arange(depth) / max(depth - 1, 1)
     kept = (1.0 - rates.astype(np.float32)).reshape(-1, 1, 1)
     is_kept = jax.random.bernoulli(key, kept, (depth, 2, batch_size))
-    return is_kept / kept
+    return sharding.stream_to_device_order(is_kept / kept, mesh)
 
 
 def gelu(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:

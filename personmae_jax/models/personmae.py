@@ -1,8 +1,10 @@
 """The whole network behind plain functions: other folders import only it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -47,16 +49,10 @@ def encode(
 ) -> Encoded:
     """Encodes patches of normalised pixels with a student's or a teacher's encoder.
 
-    Args:
-      encoder: The architecture.
-      grid: Of a whole image, also where only some of its patches are given.
-      params: `params["encoder"]` or the teacher's parameters.
-      patches: The patches that may be seen.
-      visible: Raster index of each; None where all patches are given in order.
-      side_info: To all tokens of an image before the first block.
-      drop_path_mask: Of `sample_drop_path_mask`; None: no stochastic depth.
-      dtype: Of matrix products and activations.
-      remat: What the backward pass computes again; see config.train.remat.
+    Of a whole `grid` these are the `patches` that may be seen, and the raster index of
+    each; `visible` is None where all are given in order. `side_info` goes to all tokens
+    of an image before the first block, `drop_path_mask` is of `sample_drop_path_mask`,
+    `dtype` of matrix products and activations, and `remat` as in config.train.remat.
     """
     return _encoder(encoder, grid, dtype, remat).apply(
         {"params": params}, patches, visible, side_info, drop_path_mask
@@ -76,15 +72,8 @@ def predict(
 ) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all patches of RegionB from RegionA's visible tokens.
 
-    Args:
-      encoder: The architecture of what has encoded them.
-      predictors: The heads, as `Config.predictors` gives them.
-      grid: Of RegionB.
-      params: Of the whole network.
-      encoded: RegionA's visible tokens.
-      geometry: Where RegionB lies in RegionA, see `regions.relative_geometry`.
-      dtype: Of matrix products and activations.
-      remat: As of `encode`.
+    `geometry`, of `regions.relative_geometry`, is where RegionB lies in RegionA;
+    `params` are those of the whole network, the others as in `encode`.
 
     Returns:
       Float32 predictions: "pixels" (b, n, 3 * patch**2) and "features" (b, n, width
@@ -157,17 +146,9 @@ def _init_encoder(
 def _encoder(
     encoder: EncoderConfig, grid: Grid, dtype: DTypeLike, remat: str
 ) -> Encoder:
-    return Encoder(
-        width=encoder.width,
-        depth=encoder.depth,
-        num_heads=encoder.num_heads,
-        mlp_ratio=encoder.mlp_ratio,
-        grid=grid,
-        learned_positions=encoder.learned_positions,
-        pos_embed_grid=encoder.pos_embed_grid,
-        dtype=dtype,
-        remat=remat,
-    )
+    settings = dataclasses.asdict(encoder)
+    del settings["patch_size"]  # it is given patches
+    return Encoder(**settings, grid=grid, dtype=dtype, remat=remat)
 
 
 def _predictors(
@@ -177,13 +158,16 @@ def _predictors(
     dtype: DTypeLike,
     remat: str,
 ) -> dict[str, Predictor]:
-    # 0.001: the loss starts at the variance of the target; Xavier starts it at 1.8.
-    heads = {
-        "pixel_predictor": (3 * encoder.patch_size**2, 0.001),
-        "feature_predictor": (encoder.width, None),
+    heads: dict[str, dict[str, Any]] = {
+        "pixel_predictor": {
+            "outputs": 3 * encoder.patch_size**2,
+            # The loss starts at the variance of the target; Xavier starts it at 1.8.
+            "head_init": nn.initializers.normal(0.001),
+        },
+        "feature_predictor": {"outputs": encoder.width},
     }
 
-    def build(settings: PredictorConfig, outputs: int, head_std: float | None):
+    def build(name: str, settings: PredictorConfig) -> Predictor:
         width, num_heads = predictor_size(encoder, settings)
         return Predictor(
             width=width,
@@ -191,11 +175,10 @@ def _predictors(
             num_heads=num_heads,
             memory_blocks=tuple(i % encoder.depth for i in settings.memory_blocks),
             use_self_attention=settings.use_self_attention,
-            outputs=outputs,
             grid=grid,
-            head_std=head_std,
             dtype=dtype,
             remat=remat,
+            **heads[name],
         )
 
-    return {name: build(cfg, *heads[name]) for name, cfg in predictors.items()}
+    return {name: build(name, cfg) for name, cfg in predictors.items()}

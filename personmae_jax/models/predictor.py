@@ -22,7 +22,6 @@ class Predictor(nn.Module):
     Attributes:
       outputs: Values predicted for a patch.
       memory_blocks: Encoder blocks that form the memory, each in 0 .. depth - 1.
-      head_std: Standard deviation of the head's initial matrix; None: Xavier.
     """
 
     width: int
@@ -32,7 +31,7 @@ class Predictor(nn.Module):
     use_self_attention: bool
     outputs: int
     grid: tuple[int, int]
-    head_std: float | None = None
+    head_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
@@ -56,12 +55,9 @@ class Predictor(nn.Module):
             )
             x = block(x, memory)
         x = layers.LayerNorm(dtype=self.dtype, name="norm")(x)
-        init = (
-            {}
-            if self.head_std is None
-            else {"kernel_init": nn.initializers.normal(self.head_std)}
+        head = layers.Dense(
+            self.outputs, dtype=self.dtype, kernel_init=self.head_init, name="head"
         )
-        head = layers.Dense(self.outputs, dtype=self.dtype, name="head", **init)
         return head(x).astype(jnp.float32)
 
     def _memory(self, encoded: Encoded) -> Float[Array, "b m d"]:

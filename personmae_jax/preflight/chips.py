@@ -12,18 +12,17 @@ from jax.experimental import topologies
 
 from personmae_jax.errors import ConfigError, RunError, first_line
 
-_GIB = 2**30
 _MOST = 8960  # chips of the largest pod, v5p's
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """Of one chip, all its cores together.
 
     Sources: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e for `peak_flops` and
     `hbm_bandwidth`. They tell no clock: it is that peak over the FLOPs of one cycle
     (2 for every cell of the matrix units: 8 of 128 x 128 in v4 and v5p, 4 in v5e; v6e
-    makes 524,288), rounded. For `hbm_bytes`, which they round, what libtpu 0.0.52
+    makes 524,288), rounded. For `hbm_gib`, which they round, what libtpu 0.0.52
     calls available where it refuses a program.
     """
 
@@ -31,24 +30,17 @@ class Chip:
     kinds: tuple[str, ...]  # what jax calls it, `Device.device_kind`
     clock: float  # cycles a second
     peak_flops: float  # multiplications and additions in bfloat16 a second
-    hbm_bytes: int  # that one program may use
+    hbm_gib: float  # that one program may use
     hbm_bandwidth: float  # bytes a second
 
 
 CHIPS = {
-    name: Chip(
-        name=name,
-        kinds=kinds,
-        clock=clock,
-        peak_flops=peak_flops,
-        hbm_bytes=int(hbm_gib * _GIB),
-        hbm_bandwidth=hbm_bandwidth,
-    )
-    for name, kinds, clock, peak_flops, hbm_gib, hbm_bandwidth in (
-        ("v4", ("TPU v4",), 1.05e9, 275e12, 30.75, 1200e9),
-        ("v5e", ("TPU v5 lite", "TPU v5e"), 1.5e9, 197e12, 15.75, 819e9),
-        ("v5p", ("TPU v5", "TPU v5p"), 1.75e9, 459e12, 95.73, 2765e9),
-        ("v6e", ("TPU v6 lite", "TPU v6e"), 1.75e9, 918e12, 31.24, 1638e9),
+    chip.name: chip
+    for chip in (
+        Chip("v4", ("TPU v4",), 1.05e9, 275e12, 30.75, 1200e9),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 1.5e9, 197e12, 15.75, 819e9),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 1.75e9, 459e12, 95.73, 2765e9),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 1.75e9, 918e12, 31.24, 1638e9),
     )
 }
 
@@ -56,10 +48,8 @@ CHIPS = {
 def absent_devices(topology: str) -> tuple[Chip, list[Any]]:
     """Returns chips to compile for, one device each, without any.
 
-    jax sees no other devices afterwards than these and the CPU's.
-
-    Args:
-      topology: Chip and shape, e.g. "v5e:4x4".
+    jax sees no other devices afterwards than these and the CPU's. A topology is chip
+    and shape, e.g. "v5e:4x4".
 
     Raises:
       ConfigError: There is no such topology.

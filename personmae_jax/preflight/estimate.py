@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from personmae_jax import sharding
 from personmae_jax.config import Config
 from personmae_jax.config_check import check
+from personmae_jax.engine.distributed import device_errors
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.storage import reporting_failure
 from personmae_jax.errors import RunError, first_line
@@ -38,13 +39,9 @@ def estimate(
     num_records: int = LUPERSON,
     dump_hlo: str | None = None,
 ) -> Report:
-    """Compiles for a topology and counts.
+    """Compiles for a topology, as `absent_devices` takes it, and counts.
 
-    Args:
-      cfg: The settings; no data is asked for.
-      topology: Chip and shape, e.g. "v5e:4x4".
-      num_records: Images of the data set, for the length of the run.
-      dump_hlo: A file for the compiled text.
+    The compiled text goes into the file `dump_hlo`; no data is asked for.
 
     Returns:
       What `describe` prints, ready for JSON; the times are None, and there are no
@@ -58,7 +55,7 @@ def estimate(
     program = _build(cfg, devices, num_records)
     report = _describe_run(program, topology) | {"is_estimate": True}
     compiled, fitting = _compile_fitting(program)
-    report |= _memory(program, chip.hbm_bytes, compiled, fitting)
+    report |= _memory(program, int(chip.hbm_gib * 2**30), compiled, fitting)
     if compiled is None or fitting < cfg.train.batch_size:
         return report
     text = _text(compiled, dump_hlo)
@@ -90,17 +87,11 @@ def measure(
     chip = next((c for c in CHIPS.values() if devices[0].device_kind in c.kinds), None)
     program = _build(cfg, devices, num_records)
     report = _describe_run(program, "here") | {"is_estimate": False}
-    try:
+    hint = "a smaller --config.train.batch_size or --config.train.remat=block"
+    with device_errors(hint):
         compiled = _compile(program)
         _text(compiled, dump_hlo)
         seconds = _step_seconds(program, compiled)
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        raise RunError(
-            f"out of memory on the device ({first_line(e)}); use a smaller "
-            "--config.train.batch_size or --config.train.remat=block"
-        ) from e
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     report |= _memory(program, limit, compiled, cfg.train.batch_size)
     return report | _speed(program, seconds, chip)
@@ -235,14 +226,10 @@ def _memory(
     compiled: jax.stages.Compiled | None,
     fitting: int,
 ) -> Report:
-    """Bytes on one chip while a step runs.
+    """Bytes on one chip while a step runs, and what it has, None where nobody knows.
 
-    Args:
-      program: The run.
-      limit: Of the chip; None where nobody knows.
-      compiled: The step with a batch that fits; None if none does.
-      fitting: Its batch size. What it takes, batch and activations, is taken to grow
-        with the batch.
+    `compiled` is the step with `fitting` images, None if no batch fits. What it takes,
+    batch and activations, is taken to grow with the batch.
     """
     state, batch = program.abstract_state, program.abstract_batch
     asked = program.cfg.train.batch_size

@@ -88,11 +88,7 @@ class Costs:
 
 
 def count(text: str, chip: Chip) -> Costs:
-    """Counts a program.
-
-    Args:
-      text: What `jax.stages.Compiled.as_text()` returns.
-      chip: What it was compiled for.
+    """Counts what `jax.stages.Compiled.as_text()` returns of a program for the chip.
 
     Raises:
       RunError: It holds something that cannot be counted.

@@ -29,12 +29,8 @@ def model_flops_per_image(cfg: Config) -> int:
 
 def _encoder(cfg: Config, num_patches: int) -> int:
     width, tokens = cfg.encoder.width, 1 + num_patches
-    block = (
-        _dense(tokens, width, 3 * width)
-        + _attention(tokens, tokens, width)
-        + _dense(tokens, width, width)
-        + 2 * _dense(tokens, width, cfg.encoder.mlp_ratio * width)
-    )
+    mlp = 2 * _dense(tokens, width, cfg.encoder.mlp_ratio * width)
+    block = _self_attention(tokens, width) + mlp
     patch_embed = _dense(num_patches, 3 * cfg.encoder.patch_size**2, width)
     return patch_embed + cfg.encoder.depth * block
 
@@ -53,11 +49,7 @@ def _predictor(
         + 2 * _dense(queries, width, 4 * width)
     )
     if predictor.use_self_attention:
-        block += (
-            _dense(queries, width, 3 * width)
-            + _attention(queries, queries, width)
-            + _dense(queries, width, width)
-        )
+        block += _self_attention(queries, width)
     return (
         _dense(1, 2, width)  # of the size ratio
         + _dense(memory, cfg.encoder.width, width)
@@ -68,6 +60,14 @@ def _predictor(
 
 def _dense(tokens: int, inputs: int, outputs: int) -> int:
     return 2 * tokens * inputs * outputs
+
+
+def _self_attention(tokens: int, width: int) -> int:
+    return (
+        _dense(tokens, width, 3 * width)
+        + _attention(tokens, tokens, width)
+        + _dense(tokens, width, width)
+    )
 
 
 def _attention(queries: int, keys: int, width: int) -> int:

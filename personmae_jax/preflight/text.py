@@ -83,13 +83,13 @@ def _details(report: dict[str, Any]) -> Iterator[str]:
     for row in report["lines"]:
         yield f"  {row['cycles'] / 1e6:8.1f}  {row['name']}"
     yield "\ncustom calls, counted here by max(FLOPs / (0.6 peak), bytes / bandwidth)"
-    for row in report["kernels"] or [{"name": "none", "count": 0}]:
+    for row in report["kernels"]:
         yield (
             f"  {row['cycles'] / 1e6:8.1f}  {row['count']} x {row['name']}: "
             f"{row['flops'] / 1e9:.1f} GFLOP, {row['bytes'] / _MIB:.1f} MiB"
-            if row["count"]
-            else "  none"
         )
+    if not report["kernels"]:
+        yield "  none"
     others = report["others"]["cycles"] / 1e6
     yield f"  {others:8.1f}  other operations without an estimate, by their bytes"
     yield "\ncollectives a step and chip, not in the cycles"

@@ -1,29 +1,31 @@
 """What pretraining computes, assembled from its settings; run and tools share it."""
 
+import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree, UInt8
 
 from personmae_jax import optim, pixels, sharding
 from personmae_jax.config import Config
 from personmae_jax.engine.program import Batch, Program, assemble
 from personmae_jax.errors import ConfigError
+from personmae_jax.models import personmae
 from personmae_jax.pixels import unpatchify
 from personmae_jax.pretrain import losses
-from personmae_jax.pretrain.state import TrainState, create_state
-from personmae_jax.pretrain.train_step import make_train_step, predict_region_b
+from personmae_jax.pretrain.train_step import (
+    TrainState,
+    make_train_step,
+    predict_region_b,
+)
 from personmae_jax.sharding import matmul_dtype
 
 
 def build(cfg: Config, mesh: jax.sharding.Mesh, num_steps: int) -> Program[Config]:
-    """Assembles the run; compiles and allocates nothing.
-
-    Args:
-      cfg: Checked for the devices of the mesh.
-      mesh: Over all devices of all hosts.
-      num_steps: Length of the run.
+    """Assembles the run of checked settings; compiles and allocates nothing.
 
     Raises:
       ConfigError: The teacher's schedule does not forget its initial weights in
@@ -32,25 +34,41 @@ def build(cfg: Config, mesh: jax.sharding.Mesh, num_steps: int) -> Program[Confi
     optim.check_teacher(cfg.teacher, num_steps)
     learning_rate = optim.learning_rate_schedule(cfg.optim, cfg.train, num_steps)
     tx = optim.make_optimizer(cfg.optim, learning_rate)
-
-    def init(encoder: PyTree | None) -> TrainState:
-        return create_state(cfg, tx, jax.random.key(cfg.train.seed), encoder)
-
+    b = cfg.train.batch_size
+    image = (b, cfg.data.height, cfg.data.width, 3)
     return assemble(
         *(cfg, mesh),
         num_steps=num_steps,
-        batch_size=cfg.train.batch_size,
-        init=init,
-        step=make_train_step(
-            cfg,
-            tx,
-            learning_rate=learning_rate,
-            ema_decay=optim.ema_decay_schedule(cfg.teacher, num_steps),
-            feature_weight=optim.feature_weight_schedule(cfg.loss, num_steps),
-            dtype=matmul_dtype(cfg.train.matmul_dtype, mesh),
-            gather=sharding.gather(mesh),
-        ),
-        batch=batch_structure(cfg),
+        batch_size=b,
+        init=functools.partial(_init_state, cfg, tx),
+        step=make_train_step(cfg, tx, learning_rate, num_steps, mesh),
+        batch={
+            "region_a": jax.ShapeDtypeStruct(image, np.uint8),
+            "region_b": jax.ShapeDtypeStruct(image, np.uint8),
+            "visible": jax.ShapeDtypeStruct(
+                (b, cfg.num_patches - cfg.num_hidden), np.int32
+            ),
+            "geometry": jax.ShapeDtypeStruct((b, 4), np.float32),
+        },
+    )
+
+
+def _init_state(
+    cfg: Config, tx: optax.GradientTransformation, encoder: PyTree | None = None
+) -> TrainState:
+    """The teacher starts as a copy of the student, whose encoder may be given."""
+    params = personmae.init_params(
+        *(cfg.encoder, cfg.predictors, cfg.grid, jax.random.key(cfg.train.seed)),
+        has_cls_head=bool(cfg.loss.cls_weight),
+    )
+    if encoder is not None:
+        # Copied, because a train step takes the state's memory over.
+        params["encoder"] = jax.tree.map(jnp.copy, encoder)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        teacher_params=jax.tree.map(jnp.copy, params["encoder"]),
+        opt_state=tx.init(params),
     )
 
 
@@ -70,18 +88,6 @@ def count_steps(cfg: Config, num_records: int) -> int:
             "--config.train.batch_size or set --config.train.steps"
         )
     return steps
-
-
-def batch_structure(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of what the device sees of a global batch."""
-    b = cfg.train.batch_size
-    image = (b, cfg.data.height, cfg.data.width, 3)
-    return {
-        "region_a": jax.ShapeDtypeStruct(image, np.uint8),
-        "region_b": jax.ShapeDtypeStruct(image, np.uint8),
-        "visible": jax.ShapeDtypeStruct((b, cfg.num_patches - cfg.num_hidden), "int32"),
-        "geometry": jax.ShapeDtypeStruct((b, 4), "float32"),
-    }
 
 
 def make_reconstruct(

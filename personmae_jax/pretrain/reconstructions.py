@@ -22,12 +22,7 @@ def reconstructions(
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Draws a row an example: image with boxes, RegionA, RegionB, predicted RegionB.
 
-    Hidden patches of RegionA are grey.
-
-    Args:
-      examples: Of `data/pipeline.py`, in the order of `predicted`.
-      predicted: RegionB as the network thinks it looks, in RGB.
-      patch: Side of a patch in pixels.
+    Hidden patches of RegionA are grey. The predictions are of the examples, in order.
     """
     rows = [
         [
@@ -39,7 +34,12 @@ def reconstructions(
         for example, prediction in zip(examples, predicted, strict=True)
     ]
     picture = np.concatenate([side_by_side(row) for row in rows])
-    return _titled(picture, predicted.shape[2])
+    scale = -(-128 // predicted.shape[2])  # small inputs get 128 pixels a panel
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    step = picture.shape[1] // len(_TITLES)
+    places = {title: i * step for i, title in enumerate(_TITLES)}
+    colours = {"RegionA": _COLOUR_A, "RegionB": _COLOUR_B}
+    return np.concatenate([head(picture.shape[1], places, colours), picture])
 
 
 def _with_boxes(example: Example) -> Image:
@@ -65,13 +65,3 @@ def _with_hidden(region_a: Image, visible: Int[np.ndarray, " v"], patch: int) ->
     shown[:, visible] = patches[:, visible]
     height, width = region_a.shape[:2]
     return unpatchify(shown, (height // patch, width // patch), patch)[0]
-
-
-def _titled(rows: Image, panel_width: int) -> Image:
-    """Small inputs are enlarged to 128 pixels a panel; titles stand above."""
-    scale = -(-128 // panel_width)
-    rows = rows.repeat(scale, axis=0).repeat(scale, axis=1)
-    step = rows.shape[1] // len(_TITLES)
-    places = {title: i * step for i, title in enumerate(_TITLES)}
-    colours = {"RegionA": _COLOUR_A, "RegionB": _COLOUR_B}
-    return np.concatenate([head(rows.shape[1], places, colours), rows])

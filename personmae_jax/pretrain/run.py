@@ -1,7 +1,7 @@
 """Pretraining as the loop runs it: its data, scores, pictures, warnings, summary."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +18,13 @@ from personmae_jax.data.batches import Batch
 from personmae_jax.data.pipeline import Example, PretrainBatches
 from personmae_jax.data.records import Records
 from personmae_jax.engine import loop
-from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.metrics import read_rows
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.training import Start, Training
 from personmae_jax.pretrain.program import build, count_steps, make_reconstruct
 from personmae_jax.pretrain.reconstructions import reconstructions
 from personmae_jax.pretrain.scorer import Scorer, open_people
-from personmae_jax.pretrain.state import TrainState
+from personmae_jax.pretrain.train_step import TrainState
 from personmae_jax.pytorch import importer
 
 _COLLAPSED = 0.1  # a teacher_std below it is said; ours
@@ -40,11 +39,6 @@ _SUMMARISED = (
 def run(cfg: Config, workdir: str, records: Records) -> int:
     """Pretrains to the last step or until interrupted; resumes what `workdir` holds.
 
-    Args:
-      cfg: The settings, checked.
-      workdir: A local folder or gs://...
-      records: The encoded images.
-
     Returns:
       The exit code of `loop.run`.
 
@@ -54,9 +48,8 @@ def run(cfg: Config, workdir: str, records: Records) -> int:
       RunError: The run had to stop. Checkpoints saved before are good.
     """
     num_steps = count_steps(cfg, len(records))
-    people, start = open_people(cfg), functools.cache(lambda: _start(cfg))
-    if not has_checkpoint(workdir):
-        start()  # before any device work: a file that does not fit is told at once
+    people = open_people(cfg)
+    start = loop.read_early(workdir, lambda: _start(cfg))
     check(cfg, jax.device_count())  # before a mesh is made of them
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_steps)
     scorer = None if people is None else Scorer(cfg, program, people)
@@ -68,17 +61,9 @@ def make_training(
     program: Program[Config],
     records: Records,
     scorer: Scorer | None = None,
-    start=lambda: (None, ()),
+    start: Callable[[], Start] = lambda: (None, ()),
 ) -> Training:
-    """Puts together what the loop runs; reads no image yet.
-
-    Args:
-      cfg: The settings of the program.
-      program: What is computed.
-      records: The encoded images.
-      scorer: Scores the networks while they train.
-      start: Reads what the encoder starts from, as `Training` takes it.
-    """
+    """Puts together what the loop runs, of the program's settings; reads no image."""
     batches = PretrainBatches(
         records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
     )
@@ -91,7 +76,7 @@ def make_training(
         batches=batches,
         summary=functools.partial(summarise, cfg=cfg, num_steps=program.num_steps),
         scorer=scorer,
-        draw=Reconstructions(cfg, program, batches),
+        draw=make_draw(cfg, program, batches),
         count_images=lambda batch: bad.count(batch["record"], batch["outcome"]),
         warn=Warnings(program.num_steps),
         keep_initial=True,
@@ -105,29 +90,32 @@ def _start(cfg: Config) -> Start:
     return importer.read_encoder(cfg)
 
 
-class Reconstructions:
-    """Draws what the predictor makes of RegionB, of the same images each time."""
+def make_draw(
+    cfg: Config, program: Program[Config], batches: PretrainBatches
+) -> Callable[[int, TrainState], UInt8[np.ndarray, "h w 3"]]:
+    """Returns what draws RegionB as the predictor makes it, all hosts alike.
 
-    def __init__(self, cfg: Config, program: Program[Config], batches: PretrainBatches):
-        """Reads nothing yet; the images will be those of the run's first batch."""
-        self._cfg, self._program, self._batches = cfg, program, batches
-        self._examples: list[Example] = []
-        self._reconstruct = make_reconstruct(cfg, program)
+    The images are always those of the run's first batch; none is read yet.
+    """
+    reconstruct = make_reconstruct(cfg, program)
 
-    def __call__(self, step: int, state: TrainState) -> UInt8[np.ndarray, "h w 3"]:
-        """Returns the picture of the state after `step`; all hosts call it alike."""
+    @functools.cache
+    def read_examples() -> list[Example]:
+        number = min(cfg.log.num_pictures, cfg.train.batch_size)
+        return [batches.example(i) for i in range(number)]
+
+    def draw(step: int, state: TrainState) -> UInt8[np.ndarray, "h w 3"]:
         del step
-        cfg, program = self._cfg, self._program
-        if not self._examples:
-            number = min(cfg.log.num_pictures, cfg.train.batch_size)
-            self._examples = [self._batches.example(i) for i in range(number)]
+        examples = read_examples()
         batch: Batch = {
-            name: np.stack([getattr(e, name) for e in self._examples])
+            name: np.stack([getattr(e, name) for e in examples])
             for name in program.abstract_batch
         }
         on_devices = sharding.replicate(batch, program.mesh)
-        predicted = jax.device_get(self._reconstruct(state.params, on_devices))
-        return reconstructions(self._examples, predicted, cfg.encoder.patch_size)
+        predicted = jax.device_get(reconstruct(state.params, on_devices))
+        return reconstructions(examples, predicted, cfg.encoder.patch_size)
+
+    return draw
 
 
 class Warnings:
@@ -157,10 +145,7 @@ class Warnings:
 def summarise(workdir: epath.Path, cfg: Config, num_steps: int) -> str:
     """What a person reads after a finished run: numbers, and where everything is.
 
-    Args:
-      workdir: Of the run.
-      cfg: Its settings: the next commands suit its data and the encoder's size.
-      num_steps: Its length.
+    The next commands suit its data and the encoder's size.
     """
     rows, numbers = read_rows(workdir), ""
     config = {768: "vitb", 1024: "vitl"}.get(cfg.encoder.width, "vits")

@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from personmae_jax.config import Config
 from personmae_jax.engine.program import Program
-from personmae_jax.pretrain.state import TrainState
+from personmae_jax.pretrain.train_step import TrainState
 from personmae_jax.reid import datasets
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.features import make_encode

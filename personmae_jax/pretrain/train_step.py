@@ -1,24 +1,34 @@
 """One optimizer step of PersonMAE, a pure function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from personmae_jax import pixels
+from personmae_jax import optim, pixels, sharding
 from personmae_jax.config import Config
+from personmae_jax.engine.program import Batch, Metrics
 from personmae_jax.models import personmae
-from personmae_jax.optim import Schedule, updated
 from personmae_jax.pixels import patchify
 from personmae_jax.pretrain import losses
-from personmae_jax.pretrain.state import TrainState
 
-Batch = dict[str, Array]
-Metrics = dict[str, Float[Array, ""]]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """State before step `step`; no keys and no functions, those follow from config."""
+
+    step: Int[Array, ""] | PyTree  # updates made
+    # "encoder", "pixel_predictor" and, unless off, "feature_predictor" and "cls_head".
+    params: dict[str, Any]
+    teacher_params: dict[str, Any]  # moving average of `params["encoder"]`
+    opt_state: PyTree
 
 
 def predict_region_b(
@@ -26,12 +36,7 @@ def predict_region_b(
 ) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all of RegionB from RegionA's visible patches; see `personmae.predict`.
 
-    Args:
-      cfg: The settings.
-      params: Of the whole network.
-      batch: `region_a` (uint8, b height width 3), `visible` (int32, b v) and
-        `geometry` (float32, b 4) of `data/pipeline.py`.
-      dtype: Of matrix products and activations.
+    Of the batch it reads `region_a`, `visible` and `geometry`; see `data/pipeline.py`.
     """
     patches = patchify(batch["region_a"], cfg.encoder.patch_size)
     # Hidden patches are dropped before anything is computed of them: half the work.
@@ -62,7 +67,6 @@ def make_loss_fn(
 ) -> Callable:
     """Returns loss(params, teacher_params, feature_weight, batch).
 
-    The batch is that of `predict_region_b` and `region_b` (uint8, b height width 3);
     `gather` makes parameters whole that are split over devices. The loss returns
     (scalar, metrics).
     """
@@ -124,15 +128,15 @@ def _pixel_weights(cfg: Config, batch: Batch) -> Float[Array, "b n"] | None:
 def make_train_step(
     cfg: Config,
     tx: optax.GradientTransformation,
-    *,
-    learning_rate: Schedule,
-    ema_decay: Schedule,
-    feature_weight: Schedule,
-    dtype: DTypeLike,
-    gather: Callable[[PyTree], PyTree] = lambda x: x,
+    learning_rate: optim.Schedule,
+    num_steps: int,
+    mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the pure (state, batch) -> (state, metrics); program.py jits it."""
-    loss_fn = make_loss_fn(cfg, dtype, gather)
+    dtype = sharding.matmul_dtype(cfg.train.matmul_dtype, mesh)
+    loss_fn = make_loss_fn(cfg, dtype, sharding.gather(mesh))
+    ema_decay = optim.ema_decay_schedule(cfg.teacher, num_steps)
+    feature_weight = optim.feature_weight_schedule(cfg.loss, num_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # A traced scalar, not a constant: the ramp would compile every step anew.
@@ -146,7 +150,9 @@ def make_train_step(
             return grads, metrics
 
         grads, metrics = average_micro_batches(micro_step, batch, cfg.train.accumulate)
-        params, opt_state, norms = updated(tx, grads, state.opt_state, state.params)
+        params, opt_state, norms = optim.updated(
+            tx, grads, state.opt_state, state.params
+        )
         # After the update, as BYOL and MoCo do: an average of what the student now is.
         decay = ema_decay(state.step)
         teacher_params: Any = optax.incremental_update(

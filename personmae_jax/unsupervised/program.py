@@ -38,7 +38,7 @@ def build(
     )
     tx = layerwise_optimizer(optim, learning_rate, cfg.encoder.depth)
 
-    def init(encoder: PyTree | None) -> UnsupervisedState:
+    def init(encoder: PyTree | None = None) -> UnsupervisedState:
         params = model.init_params(cfg, jax.random.key(cfg.train.seed), encoder)
         return UnsupervisedState(
             step=jnp.zeros((), jnp.int32),

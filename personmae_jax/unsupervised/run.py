@@ -1,14 +1,11 @@
 """Training without labels as the loop runs it: its data, its scores, what it leaves."""
 
-import functools
-
 import jax
 from etils import epath
 
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
 from personmae_jax.engine import loop
-from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Training
@@ -62,10 +59,7 @@ def make_training(
 ) -> Training:
     """Returns what the loop runs; arguments and errors are those of `run`."""
     check_unsupervised(cfg, jax.device_count())
-    start = functools.cache(lambda: read_encoder(cfg))
-    if not has_checkpoint(workdir):
-        # Before the workdir is this run's: a file that does not fit can be replaced.
-        start()
+    start = loop.read_early(workdir, lambda: read_encoder(cfg))
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
     scored = people if scored is None else scored
     scorer = None if scored is None else _make_scorer(cfg, program, scored)

@@ -53,12 +53,10 @@ def make_train_step(
     def loss_fn(
         params: PyTree, statistics: PyTree, bank: Memory, batch: Batch, key: Array
     ):
-        params, mask, labels = gather(params), None, batch["label"]
-        if cfg.head.drop_path:
-            drawn = personmae.sample_drop_path_mask(
-                key, cfg.encoder.depth, cfg.head.drop_path, len(labels)
-            )
-            mask = sharding.stream_to_device_order(drawn, mesh)
+        params, labels = gather(params), batch["label"]
+        mask = personmae.sample_drop_path_mask(
+            key, cfg.encoder.depth, cfg.head.drop_path, len(labels), mesh
+        )
         features = model.encode(
             cfg, params, batch["image"], drop_path_mask=mask, dtype=dtype
         )

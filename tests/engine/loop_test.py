@@ -22,7 +22,7 @@ from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.program import assemble
 from personmae_jax.engine.rows import Rows
-from personmae_jax.engine.training import Streams, Training
+from personmae_jax.engine.training import Training
 from personmae_jax.pretrain import program as programs
 from personmae_jax.pretrain.run import make_training
 
@@ -45,8 +45,8 @@ class _InMemory(Checkpoints):
 def train(training, start, state, checkpoints, workdir=None) -> None:
     program = training.program
     with contextlib.ExitStack() as stack:
-        streams = stack.enter_context(Streams(training, start))
-        rows = stack.enter_context(Rows(program, workdir, start))
+        streams = stack.enter_context(loop.Streams(training, start))
+        rows = stack.enter_context(Rows(training, workdir, start))
         trace = Trace(program.cfg.profile, None)
         loop.train(training, state, start, streams, rows, checkpoints, None, trace)
 
@@ -146,7 +146,7 @@ def training_in_rounds(num_steps: int = 8) -> Training:
         *(cfg, sharding.make_mesh(cfg.mesh)),
         num_steps=num_steps,
         batch_size=8,
-        init=lambda _: _State(jnp.ones(()), jnp.zeros(())),
+        init=lambda _=None: _State(jnp.ones(()), jnp.zeros(())),
         step=step,
         batch={"x": jax.ShapeDtypeStruct((8,), np.float32)},
     )

@@ -212,20 +212,20 @@ def test_on_object_storage_whole_files_are_copied_now_and_then(tmp_path, clock):
 def test_a_copy_that_fails_is_made_up_for_but_not_at_the_end(
     tmp_path, clock, monkeypatch
 ):
-    copy = MetricsWriter._copy
+    copy = metrics.copy_folder
 
-    def fail(self):
+    def fail(*_):
         raise OSError("storage is away")
 
     writer = open_writer(tmp_path)
-    monkeypatch.setattr(MetricsWriter, "_copy", fail)
+    monkeypatch.setattr(metrics, "copy_folder", fail)
     clock.now += 31
     writer.write(1, {"loss": 1.0})
-    monkeypatch.setattr(MetricsWriter, "_copy", copy)
+    monkeypatch.setattr(metrics, "copy_folder", copy)
     clock.now += 31
     writer.write(2, {"loss": 2.0})
     assert len(rows(tmp_path)) == 2
-    monkeypatch.setattr(MetricsWriter, "_copy", fail)
+    monkeypatch.setattr(metrics, "copy_folder", fail)
     with pytest.raises(RunError, match="storage is away"):
         writer.close()
 

@@ -14,7 +14,7 @@ def test_more_steps_than_int32_counts_are_refused():
             *(Config(), make_mesh()),
             num_steps=2**31,
             batch_size=1,
-            init=lambda _: None,
+            init=lambda _=None: None,
             step=lambda state, _: (state, {}),
             batch={},
         )

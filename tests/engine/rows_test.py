@@ -1,5 +1,6 @@
 """Promises about metric rows: which are written, and the step that went wrong."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,6 +18,7 @@ from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.engine.rows import Rows
 from personmae_jax.errors import RunError
 from personmae_jax.pretrain import program as programs
+from personmae_jax.pretrain.run import make_training
 
 NUM_STEPS = 6
 GOOD = {"loss": 1.0, "pixel_loss": 0.7, "teacher_std": 0.8, "feature_explained": 0.5}
@@ -27,13 +29,16 @@ def kept(tmp_path):
     cfg = tiny_config()
     cfg.log.every_steps = 50
     built = programs.build(cfg, sharding.make_mesh(), NUM_STEPS)
-    bad = BadRecords(SyntheticRecords(cfg.data.synthetic), 0.05)
+    records = SyntheticRecords(cfg.data.synthetic)
+    bad = BadRecords(records, 0.05)
 
     def count_images(batch):
         return bad.count(batch["record"], batch["outcome"])
 
-    path = epath.Path(tmp_path)
-    with Rows(built, path, 0, count_images=count_images) as kept:
+    training = dataclasses.replace(
+        make_training(cfg, built, records), count_images=count_images
+    )
+    with Rows(training, epath.Path(tmp_path), 0) as kept:
         kept.bad = bad
         yield kept
 

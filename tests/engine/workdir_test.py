@@ -205,7 +205,7 @@ def test_without_flock_one_of_two_simultaneous_starts_is_refused(tmp_path, monke
 
     monkeypatch.setattr(lock.HeartbeatLock, "_write", write_then_rival_writes)
     with pytest.raises(ConfigError, match="elsewhere.*at the same time"):
-        lock.HeartbeatLock(epath.Path(tmp_path))
+        lock.HeartbeatLock(epath.Path(tmp_path), f"--workdir={tmp_path}")
 
 
 def test_config_is_written_at_the_first_start_and_read_back(tmp_path):

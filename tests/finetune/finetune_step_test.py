@@ -145,7 +145,9 @@ def test_epochs_are_counted_in_training_images():
 
 
 def test_drop_path_rates_grow_from_zero_and_keep_the_mean():
-    scales = personmae.sample_drop_path_mask(jax.random.key(0), 3, 0.4, 20_000)
+    scales = personmae.sample_drop_path_mask(
+        jax.random.key(0), 3, 0.4, 20_000, sharding.make_mesh()
+    )
     assert scales.shape == (3, 2, 20_000)
     for block, rate in zip(np.asarray(scales), (0.0, 0.2, 0.4), strict=True):
         kept = np.float32(1 / (1 - rate))

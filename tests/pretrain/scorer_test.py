@@ -15,7 +15,6 @@ from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
-from personmae_jax.engine.training import Streams
 from personmae_jax.errors import ConfigError
 from personmae_jax.pretrain import program as programs
 from personmae_jax.pretrain.run import make_training, run
@@ -74,8 +73,8 @@ def train(
     records = open_records(program.cfg.data)
     training = make_training(program.cfg, program, records, monitor)
     with (
-        Streams(training, start) as streams,
-        Rows(program, epath.Path(workdir), start) as rows,
+        loop.Streams(training, start) as streams,
+        Rows(training, epath.Path(workdir), start) as rows,
     ):
         loop.train(
             *(training, state or program.init_state(), start, streams, rows),
