@@ -268,6 +268,8 @@ def keep_compiled(workdir: epath.Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR, if set, says where instead.
     """
+    # XLA's own caches are written by C++ that knows no gs://, and by every run at once.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     # It costs a compilation; what else cannot be written there ends the run in words.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
