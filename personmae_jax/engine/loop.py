@@ -22,7 +22,11 @@ from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Rounds, Start, Training
-from personmae_jax.engine.workdir import Workdir, check_processes_agree
+from personmae_jax.engine.workdir import (
+    Workdir,
+    check_processes_agree,
+    check_processes_share,
+)
 from personmae_jax.errors import Closing, RunError, first_line
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
@@ -88,6 +92,7 @@ def run(training: Training, workdir: str) -> int:
         lock = None
         if is_main:
             lock = stack.enter_context(Workdir(workdir, cfg, **facts))
+        check_processes_share(path)
         checkpoints = stack.enter_context(
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )
