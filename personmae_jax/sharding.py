@@ -6,20 +6,22 @@ and keeps its own part of their gradients' sum. So the axes change where numbers
 not what they are, up to the order of float32 sums.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int64, PyTree, Shaped
 
 from personmae_jax.config import MeshConfig
+from personmae_jax.errors import RunError
 
 _DATA, _FSDP = "data", "fsdp"
 _MIN_SPLIT = 2**14  # elements; splitting a norm's scale saves nothing; ours
@@ -61,9 +63,18 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: _split_largest(mesh, leaf.shape), abstract_state)
 
 
-def mesh_context(mesh: Mesh) -> AbstractContextManager[None]:
-    """What is traced inside knows the mesh: see `on_own_rows` and `is_on_tpu`."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+@contextlib.contextmanager
+def mesh_context(mesh: Mesh) -> Iterator[None]:
+    """What is traced inside knows the mesh: see `on_own_rows` and `is_on_tpu`.
+
+    Its float32 matrix products are float32: by default a TPU rounds their factors to
+    bfloat16, and a GPU to TF32. Products of bfloat16 are what they are.
+    """
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        jax.default_matmul_precision("highest"),
+    ):
+        yield
 
 
 def on_own_rows(fn: Callable[..., Array]) -> Callable[..., Array]:
@@ -150,8 +161,38 @@ def stream_to_device_order(
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts the whole of a tree of numpy arrays, the same on every host, everywhere."""
-    with jax.transfer_guard("allow"):  # several hosts compare the values first
-        return jax.device_put(tree, replicated(mesh))
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Puts a tree of numpy arrays, the same on every host, where `shardings` says.
+
+    Raises:
+      RunError: They are not the same on every host.
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    with jax.transfer_guard("allow"):  # what several hosts exchange is fetched
+        if jax.process_count() > 1:
+            _refuse_differences(leaves)
+        # jax.device_put would compare the values: all of every host's, on each device.
+        arrays = [
+            jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
+            for leaf, where in zip(leaves, jax.tree.leaves(shardings), strict=True)
+        ]
+    return jax.tree.unflatten(jax.tree.structure(tree), arrays)
+
+
+def _refuse_differences(leaves: list[np.ndarray]) -> None:
+    digest = hashlib.sha256()
+    for leaf in leaves:
+        digest.update(leaf.tobytes())
+    ours = np.frombuffer(digest.digest(), np.uint8)
+    if (multihost_utils.process_allgather(ours) != ours).any():
+        raise RunError(
+            "the processes of this run have read other parameters than each other, or "
+            "computed others of equal data; give all of them the same files and "
+            "libraries"
+        )
 
 
 def with_sharding(leaf: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,6 @@ bring the first one late.
 
 import copy
 import math
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from concurrent import futures
 import grain
 import numpy as np
 
-from personmae_jax.data.workers import exit_with_parent
+from personmae_jax.data.workers import exit_with_parent, num_cores
 from personmae_jax.errors import RunError
 
 _BATCHES_AHEAD = 2  # held by this process, or by each worker
@@ -49,7 +48,7 @@ class HostBatches:
         """
         self._batch_size = batch_size
         # More than one a core only wait for each other.
-        self._num_threads = min(num_threads, os.cpu_count() or 1)
+        self._num_threads = min(num_threads, num_cores())
         self._num_workers = num_workers
         self._host = host
         self._num_hosts = num_hosts

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -195,6 +196,14 @@ def _is_dir(entry: os.DirEntry) -> bool:
         return False
 
 
+def _allow_open_files(count: int = 2**14) -> None:
+    """Every shard stays open, and worker processes inherit the limit, often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 class TfdsRecords:
     """The `image` feature of a tfds data set, still encoded; no TensorFlow."""
 
@@ -211,6 +220,7 @@ class TfdsRecords:
         import tensorflow_datasets as tfds  # 1 s, so only when used
 
         self._path, self._split = path, split
+        _allow_open_files()
         where = f"config.data.path={path!r}"
         try:
             tfds_files.check_files(path)

@@ -1,4 +1,4 @@
-"""What every worker process of ours has in common: it exits when its parent does."""
+"""Worker processes: how many pay, and that each exits when its parent does."""
 
 import contextlib
 import multiprocessing
@@ -9,6 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def num_cores() -> int:
+    """How many cores this process may use: a task of a cluster has some of its node."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

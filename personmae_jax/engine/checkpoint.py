@@ -94,6 +94,8 @@ class Checkpoints(Closing):
             # looks whole. On object storage the commit mark is removed first.
             todelete_subdir=_REMOVED,
             lightweight_initialize=True,
+            # Else a process whose network disk is late resumes from another step.
+            single_host_load_and_broadcast=True,
         )
         try:
             self._manager = _Manager(

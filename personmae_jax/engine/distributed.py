@@ -1,6 +1,7 @@
 """Joins the processes of a run, which a SIGTERM to one of them then ends together."""
 
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from jax.experimental import multihost_utils
 from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, RunError, first_line
 
-_WAIT = 300.0  # seconds for the other processes to start; jax's own default
+# Seconds for the other processes to start; ours, since each may copy its data first.
+_WAIT = 1800.0
 # What XLA, Gloo and jax's service call it when a process cannot be reached.
 _STATUS = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED|CANCELLED")
 
@@ -41,6 +43,7 @@ def initialize(
             num_processes=1,
             process_id=0,
             coordinator_bind_address=address,  # the default is all interfaces
+            local_device_ids=_local_devices(1),
             # Else a process that was suspended for long would count as dead.
             heartbeat_timeout_seconds=10**6,
         )
@@ -95,12 +98,20 @@ def join(
             f"this is --process_id={process_id}; start all of them, and see that each "
             "reaches that address"
         )
+    num_tasks = _number("SLURM_NTASKS") or _number("OMPI_COMM_WORLD_SIZE")
+    if coordinator is None and num_tasks == 1:
+        return False
+    if coordinator is None and (job := _number("SLURM_JOB_ID")) is not None:
+        # jax's own port is the job's, whose other steps would end this one.
+        port_of_step = (job + 997 * (_number("SLURM_STEP_ID") or 0)) % 4096 + 61440
+        os.environ.setdefault("JAX_COORDINATOR_PORT", str(port_of_step))
     try:
         with signals.ending_a_wait(others, _WAIT):
             jax.distributed.initialize(
                 coordinator,
                 num_processes=num_processes,
                 process_id=process_id,
+                local_device_ids=_local_devices(_tasks_of_node()),
                 initialization_timeout=10 * int(_WAIT),  # it would abort the process
             )
     except ValueError as e:
@@ -153,6 +164,27 @@ def lost_process(error: BaseException) -> RunError | None:
         f"({first_line(error)[:300]}); its log tells why; start all of them again to "
         "go on from the last checkpoint"
     )
+
+
+def _local_devices(num_tasks: int | None) -> list[int] | None:
+    """What tells jax to use all devices of a node that has one process.
+
+    It would use one, the number of the process on its node, wherever it finds Slurm or
+    Open MPI. None: jax decides.
+    """
+    is_named = "JAX_LOCAL_DEVICE_IDS" in os.environ
+    return [] if num_tasks == 1 and not is_named else None
+
+
+def _tasks_of_node() -> int | None:
+    # Slurm's is of all nodes, such as 8(x2); of unequal ones jax decides.
+    return _number("SLURM_STEP_TASKS_PER_NODE") or _number("OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def _number(name: str) -> int | None:
+    """The number in an environment variable, if it is one."""
+    found = re.fullmatch(r"(\d+)(\(x\d+\))?", os.environ.get(name, ""))
+    return None if found is None else int(found[1])
 
 
 def _reserve_port() -> int:

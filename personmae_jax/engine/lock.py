@@ -41,6 +41,15 @@ def acquire(folder: epath.Path, flag: str = "--workdir") -> "FileLock | Heartbea
     return HeartbeatLock(folder, where)
 
 
+def holder(folder: epath.Path) -> dict[str, Any]:
+    """The process that has locked the folder, as its file says; {} if none has."""
+    try:
+        said = _parse(storage.read_whole(folder / "lock", _MAX_SIZE))
+    except OSError:
+        return {}
+    return {name: said.get(name) for name in ("host", "pid", "boot")}
+
+
 class FileLock:
     """flock on FOLDER/lock; the kernel releases it when this process ends.
 

@@ -22,7 +22,11 @@ from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Rounds, Start, Training
-from personmae_jax.engine.workdir import Workdir, check_processes_agree
+from personmae_jax.engine.workdir import (
+    Workdir,
+    check_processes_agree,
+    check_processes_share,
+)
 from personmae_jax.errors import Closing
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
@@ -88,6 +92,7 @@ def run(training: Training, workdir: str) -> int:
         lock = None
         if is_main:
             lock = stack.enter_context(Workdir(workdir, cfg, **facts))
+        check_processes_share(path)
         checkpoints = stack.enter_context(
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )
@@ -249,6 +254,8 @@ def keep_compiled(workdir: epath.Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR, if set, says where instead.
     """
+    # XLA's own caches are written by C++ that knows no gs://, and by every run at once.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     # It costs a compilation; what else cannot be written there ends the run in words.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -114,7 +114,7 @@ class MetricsWriter(Closing):
         self._events.write_event(event)
 
     def write_picture(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Writes WORKDIR/pictures/STEP.png and shows the same in TensorBoard.
+        """Writes WORKDIR/pictures/STEP.png; on a local disk TensorBoard has it, too.
 
         Raises:
           RunError: The disk is full.
@@ -122,6 +122,8 @@ class MetricsWriter(Closing):
         png = pictures.encode(picture)
         with self._reporting_failure():
             pictures.write(self._workdir, f"{step}.png", png)
+            if self._remote:
+                return  # each copy of the events would hold all pictures again
             height, width, _ = picture.shape
             image = _Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=png

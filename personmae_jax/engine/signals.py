@@ -82,10 +82,13 @@ def ending_a_wait(what: str, seconds: float) -> Iterator[None]:
         print(text, file=sys.stderr, flush=True)
         os._exit(code)
 
+    poll = select.poll()  # select() takes no file numbers above 1,023
+    poll.register(reader)
+
     def watch() -> None:
-        if not select.select([reader], [], [], _SHORT)[0]:
+        if not poll.poll(1000 * _SHORT):
             print(f"waiting for {what} ...", file=sys.stderr, flush=True)
-        while select.select([reader], [], [], seconds)[0]:
+        while poll.poll(1000 * seconds):
             number = os.read(reader, 1)
             if not number:
                 return  # the wait is over

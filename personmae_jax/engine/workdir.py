@@ -1,7 +1,9 @@
 """The folder of one run: who may write there, and with which settings."""
 
+import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -46,6 +48,7 @@ _PER_PROCESS = (
     "config.eval.path",
 )
 
+_VISIBLE = 60.0  # seconds until other hosts see a new file; NFS keeps listings as long
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
 
 Parsed = TypeVar("Parsed")
@@ -213,6 +216,35 @@ def check_processes_agree(cfg: Settings, facts: Mapping[str, Any]) -> None:
                 f"process {process} of this run has other settings or data than "
                 f"process 0 ({'; '.join(wrong)}); start all of them alike"
             )
+
+
+def check_processes_share(path: epath.Path) -> None:
+    """Looks on every process for the lock that process 0 holds in the workdir.
+
+    Without it a run whose processes have a folder each would wait for ever at its first
+    checkpoint.
+
+    Raises:
+      ConfigError: Some do not see it, on every process.
+    """
+    if jax.process_count() == 1:
+        return
+
+    def seen() -> np.ndarray:
+        text = json.dumps(lock.holder(path)).encode()
+        return np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+
+    wanted = distributed.gather(seen())[0]
+    deadline = time.monotonic() + _VISIBLE
+    while (seen() != wanted).any() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    same = distributed.gather((seen() == wanted).all())
+    if not same.all():
+        raise ConfigError(
+            f"--workdir={path} is not one folder on all hosts: process "
+            f"{np.argmin(same)} does not see what process 0 has written there; name "
+            "one that they share"
+        )
 
 
 def _differences(there: Settings, here: Settings, free: Sequence[str]) -> list[str]:

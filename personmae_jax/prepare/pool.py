@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import logging as stdlib_logging
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +11,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from personmae_jax.data.workers import exit_with_parent, signals_held
+from personmae_jax.data.workers import exit_with_parent, num_cores, signals_held
 from personmae_jax.engine.progress import Progress
 from personmae_jax.errors import RunError, without_control
 from personmae_jax.prepare.plan import Plan
@@ -23,7 +22,7 @@ class LocalPool:
 
     def __init__(self, num_processes: int | None = None):
         """Takes the number of processes; None: one for each core."""
-        self._num_processes = num_processes or len(os.sched_getaffinity(0))
+        self._num_processes = num_processes or num_cores()
 
     def __call__(
         self,

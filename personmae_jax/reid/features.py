@@ -1,6 +1,5 @@
 """Features of images: decoded by threads, encoded in batches over the mesh."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PyTree, UInt8
 from personmae_jax import pixels, sharding
 from personmae_jax.config import EncoderConfig, ImageConfig, grid_of
 from personmae_jax.data.records import Records
+from personmae_jax.data.workers import num_cores
 from personmae_jax.errors import ConfigError
 from personmae_jax.models import personmae
 from personmae_jax.models.batch_norm import normalise
@@ -194,7 +194,7 @@ class Extractor:
         own, size = of_hosts[jax.process_index()], (self._data.height, self._data.width)
         found: list[np.ndarray] = []
         last: jax.Array | None = None
-        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with futures.ThreadPoolExecutor(num_cores()) as pool:
 
             def read(start: int) -> list[futures.Future]:
                 chosen = [int(indices[i]) for i in start + own if i < len(indices)]

@@ -15,6 +15,7 @@ from jaxtyping import Int32, Int64
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import FolderRecords, Records
+from personmae_jax.data.workers import num_cores
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid.datasets import (
     ReidDataset,
@@ -121,7 +122,7 @@ def unlabelled(
             ) from error
 
     numbers = np.unique(cameras, return_inverse=True)[1].astype(np.int32)
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with futures.ThreadPoolExecutor(num_cores()) as pool:
         digests = list(pool.map(digest, indices.tolist()))
     # Images that are equal to the byte may stand in any order, but for their cameras.
     keys = [d + int(n).to_bytes(4) for d, n in zip(digests, numbers, strict=True)]

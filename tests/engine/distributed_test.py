@@ -186,6 +186,65 @@ def test_a_coordinator_without_a_port_is_refused(coordinator):
         distributed.initialize(coordinator, 2, 1)
 
 
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+}
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """What jax would be told, in an environment of Slurm with the given variables."""
+    called = {}
+    monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
+    monkeypatch.setattr(
+        distributed.jax.distributed,
+        "initialize",
+        lambda *arguments, **named: called.update(named, arguments=arguments),
+    )
+
+    def join(**variables: str):
+        called.clear()
+        for name, value in (SLURM | variables).items():
+            monkeypatch.setenv(name, value)
+        joined = distributed.join()
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+        return joined, called, port
+
+    return join
+
+
+def test_one_task_a_node_has_all_of_its_devices(cluster):
+    # jax would take the one device with the task's number on its node.
+    assert cluster()[1]["local_device_ids"] == []
+    assert cluster(SLURM_STEP_TASKS_PER_NODE="8(x2)")[1]["local_device_ids"] is None
+    assert cluster(JAX_LOCAL_DEVICE_IDS="3")[1]["local_device_ids"] is None
+
+
+def test_a_single_task_joins_nobody_and_has_all_devices(cluster, monkeypatch):
+    joined, called, _ = cluster(SLURM_NTASKS="1", SLURM_STEP_TASKS_PER_NODE="1")
+    assert (joined, called) == (False, {})
+    monkeypatch.setattr(distributed.signals, "interrupt_as_sigterm", lambda: None)
+    monkeypatch.setattr(distributed, "_reserved", [])
+    distributed.initialize()
+    assert (called["local_device_ids"], called["num_processes"]) == ([], 1)
+    distributed._reserved[0].close()
+
+
+def test_two_steps_of_one_job_have_ports_of_their_own(cluster):
+    # On jax's own port, of the job, the second one would end the first.
+    first, second = (cluster(SLURM_STEP_ID=step)[2] for step in "01")
+    assert first != second
+    assert all(61440 <= int(port) < 65536 for port in (first, second))
+
+
 def test_a_reserved_port_is_given_to_no_other_run(monkeypatch):
     monkeypatch.setattr(distributed, "_reserved", [])
     ports = [distributed._reserve_port() for _ in range(500)]

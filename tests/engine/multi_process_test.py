@@ -208,21 +208,75 @@ def test_processes_that_would_train_different_things_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-FEATURES = """
+JOIN = """
 import sys
+from personmae_jax.engine import distributed
+
+flags = dict(word.removeprefix("--").split("=") for word in sys.argv[1:])
+distributed.initialize(
+    flags["coordinator"], int(flags["num_processes"]), int(flags["process_id"])
+)
+"""
+
+# Process 1 is given a folder of its own, as on a disk that hosts do not share.
+APART = (
+    JOIN
+    + """
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from personmae_jax import sharding
+from personmae_jax.config import Config
+from personmae_jax.engine import workdir
+from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.errors import ConfigError, RunError
+
+mesh, process = sharding.make_mesh(), jax.process_index()
+shared, apart = (epath.Path(f"{flags['folder']}/{name}") for name in ("run", "other"))
+state = sharding.replicate({"x": np.arange(3.0, dtype=np.float32)}, mesh)
+with Checkpoints(shared, keep=1, config={}) as checkpoints:
+    checkpoints.save(3, state)
+if process == 1:  # as on a network disk whose listing is late
+
+    def iterdir(folder, *_):
+        return iter(())
+
+    type(shared).iterdir = type(shared).glob = iterdir
+with Checkpoints(shared, keep=1, config={}) as checkpoints:
+    assert checkpoints.latest_step() == 3
+workdir._VISIBLE = 1.0
+if process == 0:
+    held = workdir.Workdir(shared, Config()).__enter__()
+workdir.check_processes_share(shared)
+with pytest.raises(ConfigError, match="process 1 does not see what process 0"):
+    workdir.check_processes_share(apart if process else shared)
+with pytest.raises(RunError, match="have read other parameters than each other"):
+    sharding.replicate(np.float32(process), mesh)
+with jax.transfer_guard("disallow"):
+    whole = sharding.replicate(np.arange(6, dtype=np.int32).reshape(3, 2), mesh)
+assert np.asarray(whole).tolist() == [[0, 1], [2, 3], [4, 5]]
+"""
+)
+
+
+@pytest.mark.slow
+def test_what_processes_must_have_in_common_is_looked_at(tmp_path, env):
+    run = [sys.executable, "-c", APART, f"--folder={tmp_path}"]
+    with start_hosts(run, 2, with_devices(env, 2)) as processes:
+        assert_all_end(processes, 0)
+
+
+FEATURES = (
+    JOIN
+    + """
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from personmae_jax import sharding
 from personmae_jax.config import ImageConfig
-from personmae_jax.engine import distributed
 from personmae_jax.reid.features import Extractor
-
-flags = dict(word.removeprefix("--").split("=") for word in sys.argv[1:])
-distributed.initialize(
-    flags["coordinator"], int(flags["num_processes"]), int(flags["process_id"])
-)
 
 
 class Grey:
@@ -250,6 +304,7 @@ with jax.transfer_guard("disallow"):
 np.testing.assert_array_equal(found[:, 0], np.arange(20))
 np.testing.assert_array_equal(found[:, 1], np.arange(100, 120))
 """
+)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Slurm:
     """slurm.sbatch as the batch step runs it, with commands of Slurm that record."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = folder
+        self.folder, self.variables = folder, {}
         for name in ("srun", "scancel", "scontrol"):
             self.command(name, "")
         self.job("JobState=RUNNING Reason=None")
@@ -61,6 +61,7 @@ class Slurm:
                 "PATH": f"{self.folder}:{os.environ['PATH']}",
                 "SLURM_JOB_ID": "17",
                 "PYTHON": "python",
+                **self.variables,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,6 +91,14 @@ def test_slurm_starts_one_task_a_gpu_with_the_words(slurm):
         "srun --gpu-bind=none --kill-on-bad-exit=0 "
         "python launch/pretrain.py --config=configs/vitb.py --workdir=w"
     ]
+
+
+def test_slurm_s_tasks_have_the_cpus_that_the_job_asked_for(slurm):
+    # srun of Slurm 22.05 or newer does not inherit them.
+    slurm.variables["SLURM_CPUS_PER_TASK"] = "8"
+    slurm.run("--workdir=w")
+    (call,) = slurm.calls()
+    assert " --cpus-per-task=8 python launch/pretrain.py --workdir=w" in call
 
 
 @pytest.mark.parametrize(
