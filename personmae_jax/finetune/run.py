@@ -14,6 +14,7 @@ from personmae_jax.finetune import sampling
 from personmae_jax.finetune.model import make_encode
 from personmae_jax.finetune.program import build
 from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.features import Extractor
 from personmae_jax.reid.init import read_encoder
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.scorer import Scorer
@@ -55,8 +56,11 @@ def run(
     epoch = num_images / cfg.batch_size  # steps
     scorer = Scorer(
         Monitor(
-            make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
-            *(cfg.data, scored, program.mesh, cfg.eval.batch_size),
+            Extractor(
+                make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
+                *(cfg.data, program.mesh, cfg.eval.batch_size),
+            ),
+            scored,
             cameras=sampling.camera_numbers(scored),
         ),
         last=program.num_steps,

@@ -47,10 +47,7 @@ def make_train_step(
             )
             scales = sharding.stream_to_device_order(drawn, mesh)
         features = model.encode(
-            cfg,
-            params,
-            batch["image"],
-            batch["camera"],
+            *(cfg, params, batch["image"], batch["camera"]),
             drop_path_mask=scales,
             dtype=dtype,
         )

@@ -5,14 +5,12 @@ import math
 
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from jaxtyping import Float32, Int32, PyTree
 
-from personmae_jax.config import ImageConfig
 from personmae_jax.errors import RunError
 from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.features import Encode, Extractor, camera_centred
+from personmae_jax.reid.features import Extractor, camera_centred
 from personmae_jax.reid.retrieval import Scores
 
 Features = Float32[np.ndarray, "_n d"]
@@ -27,11 +25,8 @@ class Monitor:
 
     def __init__(
         self,
-        encode: Encode,
-        data: ImageConfig,
+        extract: Extractor,
         people: ReidDataset,
-        mesh: Mesh,
-        batch_size: int,
         *,
         cameras: Int32[np.ndarray, " n"] | None = None,
         num_networks: int = 1,
@@ -40,18 +35,14 @@ class Monitor:
         """Compiles nothing yet.
 
         Args:
-          encode: Makes the features of all networks at once, one after the other, so
+          extract: Makes the features of all networks at once, one after the other, so
             that an image is read once.
-          data: Size and limits of the images.
           people: The queries and the gallery.
-          mesh: Over all devices of all hosts.
-          batch_size: Images at once, over all devices.
-          cameras: Of all records; for an `encode` that takes them.
+          cameras: Of all records; for an encoder that takes them.
           num_networks: Whose features have one length.
           centre_cameras: Take each camera's mean feature off first.
         """
-        self._extract = Extractor(encode, data, mesh, batch_size)
-        self._people, self._cameras = people, cameras
+        self._extract, self._people, self._cameras = extract, people, cameras
         self._num_networks, self._centre = num_networks, centre_cameras
 
     def __call__(self, params: PyTree) -> list[tuple[Scores, Scores]]:

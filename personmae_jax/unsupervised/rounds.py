@@ -19,9 +19,9 @@ from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Program
 from personmae_jax.errors import RunError
-from personmae_jax.reid.features import Extractor, camera_centred
+from personmae_jax.reid.features import Extractor, camera_centred, make_neck_encode
 from personmae_jax.sharding import matmul_dtype
-from personmae_jax.unsupervised import clustering, memory, model
+from personmae_jax.unsupervised import clustering, memory
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
 from personmae_jax.unsupervised.data import Unlabelled
 from personmae_jax.unsupervised.sampling import ClusterBatches
@@ -46,8 +46,10 @@ class PseudoLabels:
         """Compiles nothing yet; `show` will be told of every clustering."""
         self._cfg, self._program, self._target = cfg, program, target
         self._show = show
-        self._extract = Extractor(
-            model.make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
+        dtype = matmul_dtype(cfg.train.matmul_dtype, program.mesh)
+        # Also for scores, which are by the same feature: it is compiled once.
+        self.extract = Extractor(
+            make_neck_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype),
             *(cfg.data, program.mesh, cfg.eval.batch_size),
         )
         self._whole = jax.jit(
@@ -130,7 +132,7 @@ class PseudoLabels:
         began = time.monotonic()
         params = {"params": state.params, "statistics": state.statistics}
         n = len(self._target)
-        features = self._extract(params, self._target.records, range(n))
+        features = self.extract(params, self._target.records, range(n))
         numbers: dict[str, int | float] = {"round": round_}
         labels, error = np.full(n, OUTLIER, np.int32), None
         if jax.process_index() == 0:

@@ -181,7 +181,6 @@ def test_without_an_eps_that_of_the_most_clusters_is_taken():
     most = max(table.values())
     assert found.count == most > min(table.values())
     assert found.eps == min(e for e, count in table.items() if count == most)
-    assert found.by_eps == tuple(table.items())
 
 
 def test_no_full_matrix_is_held():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from unlabelled import market, tiny_unsupervised
+from unlabelled import market, run, tiny_unsupervised
 
 from personmae_jax import sharding
 from personmae_jax.config_json import config_to_json
@@ -26,7 +26,6 @@ from personmae_jax.unsupervised import memory, quality
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
-from personmae_jax.unsupervised.run import run
 from personmae_jax.unsupervised.sampling import ClusterBatches
 
 CLOCK = {"images_per_second", "data_seconds", "cluster_seconds"}
