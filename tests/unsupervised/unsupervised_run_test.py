@@ -18,7 +18,7 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.pytorch import head
+from personmae_jax.pytorch import verification
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import open_scored
@@ -280,13 +280,13 @@ def test_a_file_whose_batch_norm_says_something_else_is_not_written(
     whole, tmp_path, monkeypatch
 ):
     pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
-    batch_norm_in = head.batch_norm_in
+    read_back = verification.read_back
 
-    def other(*given):
-        found = batch_norm_in(*given)
-        return found | {"running_mean": found["running_mean"] + 0.1}
+    def other(path):
+        tensors, neck = read_back(path)
+        return tensors, neck | {"running_mean": neck["running_mean"] + 0.1}
 
-    monkeypatch.setattr(head, "batch_norm_in", other)
+    monkeypatch.setattr(verification, "read_back", other)
     with pytest.raises(RunError, match="other tokens than the checkpoint in JAX"):
         export(whole[0], tmp_path / "file.pth", layout="cluster-contrast")
     assert not (tmp_path / "file.pth").exists()
