@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 from etils import epath
 
 from personmae_jax import sharding
@@ -51,11 +52,11 @@ def run(
         *(cfg, sharding.make_mesh(cfg.mesh)),
         num_images=num_images,
         num_identities=people,
-        num_cameras=sampling.num_cameras(dataset),
+        num_cameras=len(np.unique(dataset.cameras)),
     )
     epoch = num_images / cfg.batch_size  # steps
     scorer = Scorer(
-        Monitor(
+        monitor=Monitor(
             Extractor(
                 make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
                 *(cfg.data, program.mesh, cfg.eval.batch_size),

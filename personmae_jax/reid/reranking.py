@@ -36,8 +36,8 @@ def rerank(
     before the gallery. The neighbours take (q + g)**2 distances, one block at a time.
 
     Args:
-      query: Features of the queries.
-      gallery: Features of the gallery.
+      query: Of any length but 0, as of the gallery.
+      gallery: The same.
       k1: Neighbours beside the image itself, cut to those that there are.
       k2: Images to average over, the image itself among them; 1: no average.
       old_weight: Of the old distance in the mixture, 0 to 1.

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float32, Int, Int32, Int64
 
+from personmae_jax.config_unsupervised import ClusterConfig
 from personmae_jax.errors import RunError
 from personmae_jax.reid import neighbours
 
@@ -51,35 +52,23 @@ class Clusters:
         return int(np.count_nonzero(self.labels == OUTLIER))
 
 
-def cluster(
-    features: Float32[np.ndarray, "_n _d"],
-    *,
-    k1: int = 30,
-    k2: int = 6,
-    eps: float | None = 0.6,
-    min_samples: int = 4,
-) -> Clusters:
-    """Groups images that are likely of one person.
+def cluster(features: Float32[np.ndarray, "_n _d"], cfg: ClusterConfig) -> Clusters:
+    """Groups images that are likely of one person, by a feature of each.
 
-    Args:
-      features: One an image, of any length but 0.
-      k1: Nearest images, the image itself among them, tested for reciprocity.
-      k2: Images to average over, the image itself among them; 1: no average.
-      eps: Largest Jaccard distance of neighbours, at most MAX_EPS; None: that of EPS
-        which makes the most clusters, the smallest of equals.
-      min_samples: Images within eps, the image itself among them, that make a core.
+    Without `cfg.eps`, at most MAX_EPS, it is that of EPS which makes the most clusters,
+    the smallest of equals.
 
     Raises:
       RunError: Fewer than two clusters, with the number of them at each eps; or a
         feature is zero or not finite.
     """
-    graph = jaccard_graph(features, k1, k2)
+    graph, eps = jaccard_graph(features, cfg.k1, cfg.k2), cfg.eps
     if eps is None:
-        by_eps = clusters_by_eps(graph, min_samples)
+        by_eps = clusters_by_eps(graph, cfg.min_samples)
         eps = max(by_eps, key=lambda pair: pair[1])[0]  # the first of equals
-    found = Clusters(labels=dbscan(graph, eps, min_samples), eps=eps)
+    found = Clusters(labels=dbscan(graph, eps, cfg.min_samples), eps=eps)
     if found.count < 2:
-        raise RunError(_collapse(found, clusters_by_eps(graph, min_samples)))
+        raise RunError(_collapse(found, clusters_by_eps(graph, cfg.min_samples)))
     return found
 
 

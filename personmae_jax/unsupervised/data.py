@@ -16,12 +16,7 @@ from jaxtyping import Int32, Int64
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import FolderRecords, Records
 from personmae_jax.errors import ConfigError
-from personmae_jax.reid.datasets import (
-    ReidDataset,
-    check_retrieval,
-    open_dataset,
-    synthetic_dataset,
-)
+from personmae_jax.reid.datasets import ReidDataset, check_retrieval, open_people
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +80,10 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
         target = unlabelled(f"{data.path!r}", folder, np.arange(len(folder)), cameras)
         people = None
     else:
-        people = _open_people(cfg)
+        # Training images alone do, where there are no queries.
+        people = open_people(data, is_scored=False)
+        if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
+            check_retrieval(people)
         cameras = people.cameras[people.train]
         target = unlabelled(people.where, people.records, people.train, cameras)
         people = people if cfg.eval.every_rounds and len(people.query) else None
@@ -134,16 +132,3 @@ def unlabelled(
         cameras=numbers[order],
         sha256=hashlib.sha256(b"".join(sorted(keys))).hexdigest(),
     )
-
-
-def _open_people(cfg: UnsupervisedConfig) -> ReidDataset:
-    data = cfg.data
-    if data.layout == "synthetic":
-        return synthetic_dataset(data.synthetic, data.synthetic_train)
-    # Training images alone do, where there are no queries.
-    people = open_dataset(
-        data.layout, str(data.path), data.query_camera, is_scored=False
-    )
-    if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
-        check_retrieval(people)
-    return people

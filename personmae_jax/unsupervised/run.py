@@ -60,7 +60,7 @@ def make_training(
     if scored is not None:
         steps = cfg.train.steps_per_round
         scorer = Scorer(
-            Monitor(batches.extract, scored),
+            monitor=Monitor(batches.extract, scored),
             last=program.num_steps,
             every=cfg.eval.every_rounds * steps,
             unit=("round", float(steps)),
