@@ -13,9 +13,9 @@ from personmae_jax.pytorch.positions import say
 from personmae_jax.pytorch.recipes import instructions
 
 _TRAININGS = {
-    Config: "PersonMAE",
-    FinetuneConfig: "fine-tuning",
-    UnsupervisedConfig: "training without labels",
+    Config: ("PersonMAE", "pretrained as PersonMAE"),
+    FinetuneConfig: ("fine-tuning", "fine-tuned"),
+    UnsupervisedConfig: ("training without labels", "trained without labels"),
 }
 
 
@@ -48,7 +48,7 @@ def describe_export(
         "weights": weights,
         "step": step,
         "config": config_to_json(cfg),
-        "training": _TRAININGS[type(cfg)],
+        "training": _TRAININGS[type(cfg)][0],
         "uses_cameras": int(_uses_cameras(cfg)),
         "camera_scale": cfg.head.camera_scale if _uses_cameras(cfg) else 0.0,
         "neck_feature": neck_feature(cfg),
@@ -65,11 +65,7 @@ def _uses_cameras(cfg: Settings) -> TypeGuard[FinetuneConfig]:
 
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:
     """Returns the whole card in Markdown, the recipes for `file` included."""
-    trained = {
-        "PersonMAE": "pretrained as PersonMAE",
-        "fine-tuning": "fine-tuned",
-        "training without labels": "trained without labels",
-    }[meta["training"]]
+    trained = dict(_TRAININGS.values())[meta["training"]]
     held = " and the batch norm's after it" if LAYOUTS[layout].has_neck else ""
     return f"""# {meta["architecture"]}, {trained} for re-identification
 

@@ -1,7 +1,9 @@
 """Does a file make in PyTorch what the checkpoint makes in JAX?"""
 
+import contextlib
 import copy
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -80,17 +82,31 @@ def read_back(path: pathlib.Path) -> tuple[Tensors, Tensors]:
     its own files.
 
     Raises:
-      Exception: Nearly any: they are not there.
+      RunError: They are not there.
     """
-    is_torch = path.suffix in (".pth", ".pt")
-    tree = _load_torch(path) if is_torch else read.open_file(path).tree
-    encoder = {name: tensor.read() for name, tensor in recognise(tree).tensors.items()}
-    neck = {
-        name.rpartition(".")[2]: tensor.read()
-        for name, tensor in tree.get("state_dict", tree).items()
-        if "bottleneck." in name
-    }
+    is_torch = path.suffix in (".pth", ".pt") and path.is_file()
+    with _telling():
+        tree = _load_torch(path) if is_torch else read.open_file(path).tree
+        found = recognise(tree).tensors.items()
+        encoder = {name: tensor.read() for name, tensor in found}
+        neck = {
+            name.rpartition(".")[2]: tensor.read()
+            for name, tensor in tree.get("state_dict", tree).items()
+            if "bottleneck." in name
+        }
     return encoder, neck
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Makes a RunError of whatever torch and safetensors raise."""
+    try:
+        yield
+    except Exception as e:
+        raise RunError(
+            f"the file that was written cannot be read back ({first_line(e)}); it was "
+            "removed, please report this"
+        ) from e
 
 
 def _load_torch(path: pathlib.Path) -> dict[str, Any]:
@@ -122,8 +138,8 @@ def verify(
     """
     from personmae_jax.pytorch import vit
 
-    try:
-        tensors, neck = read_back(path)
+    tensors, neck = read_back(path)
+    with _telling():
         tokens = vit.encode(cfg.encoder, tensors, examples.images)
         differences, what = np.abs(tokens - examples.tokens).max(axis=(1, 2)), ""
         if examples.features is not None:
@@ -131,11 +147,6 @@ def verify(
             after = np.abs(features - examples.features).max(axis=1)
             differences = np.maximum(differences, after)
             what = " and the feature of unit length after the batch norm"
-    except Exception as e:  # torch and safetensors raise whatever they meet
-        raise RunError(
-            f"the file that was written cannot be read back ({first_line(e)}); it was "
-            "removed, please report this"
-        ) from e
     noise, real = differences[:NUM_NOISE].max(), differences[NUM_NOISE:].max()
     if not max(noise, real) <= TOLERANCE:  # NaN is not
         raise RunError(

@@ -68,6 +68,12 @@ def test_what_is_read_back_is_what_was_written(case, tmp_path, layout):
         assert back[name].tobytes() == tensor.tobytes(), name
 
 
+def test_a_folder_may_be_called_as_a_file_is(case, tmp_path):
+    LAYOUTS["huggingface"].write(tmp_path / "vit.pth", case.tensors, case.meta)
+    back, _ = verification.read_back(tmp_path / "vit.pth")
+    assert back.keys() == case.tensors.keys()
+
+
 def test_mae_is_model_and_meta_and_nothing_else(case, tmp_path):
     file = torch.load(case.write(tmp_path, "mae"), weights_only=True)
     assert set(file) == {"model", "meta"}
