@@ -141,7 +141,7 @@ def in_other_cameras(people: ReidDataset | None) -> tuple[Unlabelled, ReidDatase
     }
     people = dataclasses.replace(people, **parts)
     cameras = people.cameras[people.train]
-    return unlabelled(people.where, people.records, people.train, cameras), people
+    return unlabelled(people.records, people.train, cameras), people
 
 
 def table(results: dict[str, dict[str, float]], tasks: list[str]) -> str:

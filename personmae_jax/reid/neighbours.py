@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float32, Int64
 
-from personmae_jax.reid.retrieval import cosine_distances, lengths
+from personmae_jax.reid.retrieval import cosine_distances, of_unit_length
 
 Features = Float32[np.ndarray, "_n d"]
 
@@ -79,7 +79,7 @@ def weighed(
     scale: Float32[np.ndarray, " n"],
 ) -> scipy.sparse.csr_array:
     """Weights exp(-(1 - cosine) / scale), each row's sum 1 (equation 7)."""
-    units = images / lengths(images)[:, None]
+    units = of_unit_length(images)
     owner = np.repeat(np.arange(len(images)), np.diff(members.indptr))
     weights = np.empty(len(owner), np.float32)
     for start in range(0, len(owner), _PAIRS):

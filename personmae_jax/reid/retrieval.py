@@ -63,7 +63,7 @@ def cosine_distances(
     Raises:
       RunError: A feature is zero or not finite.
     """
-    query, gallery = _unit(query), _unit(gallery)
+    query, gallery = of_unit_length(query), of_unit_length(gallery)
     rows = max(1, block // len(gallery))
     for start in range(0, len(query), rows):
         cosines = query[start : start + rows] @ gallery.T
@@ -149,17 +149,13 @@ def _judge(
     return is_junk | (is_same & is_seen), is_same & ~is_seen & ~is_junk
 
 
-def lengths(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
-    """Returns the length of every feature.
+def of_unit_length(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Returns features of the same directions.
 
     Raises:
       RunError: A feature is zero or not finite.
     """
-    found = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
-    if not np.all(np.isfinite(found) & (found > 0)):
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
+    if not np.all(np.isfinite(lengths) & (lengths > 0)):
         raise RunError("cannot rank: a feature is zero or not finite")
-    return found
-
-
-def _unit(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    return features / lengths(features)[:, None]
+    return features / lengths[:, None]

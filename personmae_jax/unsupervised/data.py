@@ -23,7 +23,6 @@ from personmae_jax.reid.datasets import ReidDataset, check_retrieval, open_peopl
 class Unlabelled:
     """Images without identities, in the order of their bytes' hash."""
 
-    where: str  # what messages call it
     records: Records
     indices: Int64[np.ndarray, " n"]  # of each among the records that it is from
     cameras: Int32[np.ndarray, " n"]  # counted from 0; all 0 if not known
@@ -64,12 +63,13 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
       ConfigError: There are no such images, or too few, or queries that none of the
         gallery matches.
     """
-    data = cfg.data
+    data, people = cfg.data, None
     if data.layout == "images":
-        folder = FolderRecords(str(data.path))
-        cameras = np.zeros(len(folder), np.int64)
+        where, records = f"{data.path!r}", FolderRecords(str(data.path))
+        indices = np.arange(len(records))
+        cameras = np.zeros(len(records), np.int64)
         if data.camera_folders:
-            parts = [folder.name(i).split(os.sep) for i in range(len(folder))]
+            parts = [records.name(i).split(os.sep) for i in range(len(records))]
             tops = [part[0] for part in parts]
             if alone := [part[0] for part in parts if len(part) == 1]:
                 raise ConfigError(
@@ -77,28 +77,25 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
                     f"are in no camera's folder, e.g. {alone[0]}; move them into one"
                 )
             cameras = np.unique(tops, return_inverse=True)[1]
-        target = unlabelled(f"{data.path!r}", folder, np.arange(len(folder)), cameras)
-        people = None
     else:
         # Training images alone do, where there are no queries.
         people = open_people(data, is_scored=False)
         if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
             check_retrieval(people)
-        cameras = people.cameras[people.train]
-        target = unlabelled(people.where, people.records, people.train, cameras)
+        where, records, indices = people.where, people.records, people.train
+        cameras = people.cameras[indices]
         people = people if cfg.eval.every_rounds and len(people.query) else None
     least = max(2 * cfg.sampling.clusters, cfg.cluster.k1 + 1)
-    if len(target) < least:
+    if len(indices) < least:
         raise ConfigError(
-            f"{target.where} has {len(target)} images to train on; "
+            f"{where} has {len(indices)} images to train on; "
             f"{cfg.sampling.clusters} clusters a step and k1={cfg.cluster.k1} take "
             f"{least} or more"
         )
-    return target, people
+    return unlabelled(records, indices, cameras), people
 
 
 def unlabelled(
-    where: str,
     records: Records,
     indices: Int64[np.ndarray, " n"],
     cameras: Int64[np.ndarray, " n"],
@@ -126,7 +123,6 @@ def unlabelled(
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
     chosen = indices[order]
     return Unlabelled(
-        where=where,
         records=ChosenRecords(records, chosen),
         indices=chosen,
         cameras=numbers[order],
