@@ -26,6 +26,7 @@ from personmae_jax.unsupervised import memory, quality
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
+from personmae_jax.unsupervised.run import make_training
 from personmae_jax.unsupervised.sampling import ClusterBatches
 
 CLOCK = {"images_per_second", "data_seconds", "cluster_seconds"}
@@ -303,6 +304,14 @@ def test_a_batch_norm_after_another_feature_is_not_exported_as_that_of_cls(
         ConfigError, match=f"trained with config.head.feature={feature}"
     ):
         export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
+
+
+def test_clusters_and_scores_are_made_by_one_compiled_network(tmp_path):
+    cfg = settings()
+    training = make_training(cfg, str(tmp_path), *open_target(cfg))
+    state, _, _ = training.batches.open(1, training.program.init_state())
+    training.scorer(0, state)
+    assert training.batches.extract._encode._cache_size() == 1
 
 
 def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
