@@ -9,7 +9,6 @@ Run: python benchmarks/reranking.py [--images 2000 6000]
 """
 
 import argparse
-import functools
 import multiprocessing
 import pathlib
 import resource
@@ -73,10 +72,8 @@ def _reciprocal(order: np.ndarray, i: int, k: int) -> np.ndarray:
 def ours(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """The package's, in blocks and with sparse rows."""
     from personmae_jax.reid.reranking import rerank
-    from personmae_jax.reid.retrieval import cosine_distances
 
-    distances = functools.partial(cosine_distances, block=_BLOCK)
-    options = {"k1": _K1, "k2": _K2, "old_weight": _OLD, "distances": distances}
+    options = {"k1": _K1, "k2": _K2, "old_weight": _OLD, "block": _BLOCK}
     return np.concatenate([*rerank(query, gallery, **options)])
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs import finetune_quickstart, usl_quickstart  # noqa: E402
 from personmae_jax.config_unsupervised import UnsupervisedConfig  # noqa: E402
-from personmae_jax.engine import distributed  # noqa: E402
+from personmae_jax.engine import distributed, loop  # noqa: E402
 from personmae_jax.engine.metrics import read_rows  # noqa: E402
 from personmae_jax.engine.storage import open_path  # noqa: E402
 from personmae_jax.finetune import run as finetune  # noqa: E402
@@ -37,7 +37,7 @@ from personmae_jax.reid.datasets import ReidDataset  # noqa: E402
 from personmae_jax.unsupervised.clustering import OUTLIER  # noqa: E402
 from personmae_jax.unsupervised.data import Unlabelled, open_target, unlabelled  # noqa: E402
 from personmae_jax.unsupervised.rounds import PseudoLabels  # noqa: E402
-from personmae_jax.unsupervised.run import run  # noqa: E402
+from personmae_jax.unsupervised.run import make_training  # noqa: E402
 
 _INIT = flags.DEFINE_string("init", None, "A pretraining run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
@@ -89,7 +89,8 @@ def measure(
     target, people = open_target(cfg)
     if task == "uda":
         target, people = in_other_cameras(people)
-    run(cfg, str(workdir), target, people, labels=kind)
+    training = make_training(cfg, str(workdir), target, people, labels=kind)
+    loop.run(training, str(workdir))
     rows = read_rows(open_path(workdir))
     scored = [row["retrieval_mAP"] for row in rows if "retrieval_mAP" in row]
     rounds = [row for row in rows if "clusters" in row]
@@ -140,7 +141,7 @@ def in_other_cameras(people: ReidDataset | None) -> tuple[Unlabelled, ReidDatase
     }
     people = dataclasses.replace(people, **parts)
     cameras = people.cameras[people.train]
-    return unlabelled(people.where, people.records, people.train, cameras), people
+    return unlabelled(people.records, people.train, cameras), people
 
 
 def table(results: dict[str, dict[str, float]], tasks: list[str]) -> str:

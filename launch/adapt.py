@@ -33,11 +33,11 @@ def main() -> int:
         scored = datasets.open_scored(cfg.eval.layout, cfg.eval.path)
     target, people = data.open_target(cfg)  # reads every image once
 
-    from personmae_jax.engine import distributed
-    from personmae_jax.unsupervised.run import run
+    from personmae_jax.engine import distributed, loop
+    from personmae_jax.unsupervised.run import make_training
 
     distributed.initialize(**_CLUSTER())
-    return run(cfg, workdir, target, people, scored)
+    return loop.run(make_training(cfg, workdir, target, people, scored), workdir)
 
 
 if __name__ == "__main__":

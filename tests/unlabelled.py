@@ -5,7 +5,9 @@ import numpy as np
 from personmae_jax.config import EncoderConfig, SyntheticConfig
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import SyntheticRecords
+from personmae_jax.engine import loop
 from personmae_jax.unsupervised.data import Unlabelled, open_target
+from personmae_jax.unsupervised.run import make_training
 
 # Of the command: one block on 144 images in 6 cameras, 3 rounds of 4 steps.
 SMALL = (
@@ -37,6 +39,11 @@ def tiny_unsupervised() -> UnsupervisedConfig:
     cfg.train.rounds, cfg.train.steps_per_round = 3, 4
     cfg.eval.every_rounds, cfg.eval.batch_size = 2, 16
     return cfg
+
+
+def run(cfg: UnsupervisedConfig, workdir: str, *data, **options) -> int:
+    """As the command trains; arguments of `make_training`."""
+    return loop.run(make_training(cfg, workdir, *data, **options), workdir)
 
 
 def tiny_target() -> Unlabelled:

@@ -55,20 +55,17 @@ def encode(
     params: PyTree,
     images: UInt8[Array, "b height width 3"],
     cameras: Int[Array, " b"],
-    *,
-    drop_path_mask: Float[Array, "depth 2 b"] | None = None,
-    dtype: DTypeLike = jnp.float32,
+    **how: Any,
 ) -> Float[Array, "b d"]:
-    """The float32 cls token after the encoder's final norm."""
+    """The float32 cls token after the final norm; `how`: of `personmae.encode`."""
     side_info = None
     if cfg.head.use_cameras:
         side_info = cfg.head.camera_scale * params["camera_embed"][cameras]
     tokens = encode_tokens(
         *(cfg.encoder, cfg.data, params["encoder"], images),
         side_info=side_info,
-        drop_path_mask=drop_path_mask,
-        dtype=dtype,
         remat=cfg.train.remat,
+        **how,
     )
     return tokens[:, 0]
 

@@ -1,6 +1,7 @@
 """Fine-tuning as the loop runs it: its data, its scores, what it leaves."""
 
 import jax
+import numpy as np
 from etils import epath
 
 from personmae_jax import sharding
@@ -11,6 +12,7 @@ from personmae_jax.finetune import sampling
 from personmae_jax.finetune.model import make_encode
 from personmae_jax.finetune.program import build
 from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.features import Extractor
 from personmae_jax.reid.init import read_encoder
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.scorer import Scorer
@@ -44,13 +46,16 @@ def run(
         *(cfg, sharding.make_mesh(cfg.mesh)),
         num_images=num_images,
         num_identities=people,
-        num_cameras=sampling.num_cameras(dataset),
+        num_cameras=len(np.unique(dataset.cameras)),
     )
     epoch = num_images / cfg.batch_size  # steps
     scorer = Scorer(
-        Monitor(
-            make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
-            *(cfg.data, scored, program.mesh, cfg.eval.batch_size),
+        monitor=Monitor(
+            Extractor(
+                make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
+                *(cfg.data, program.mesh, cfg.eval.batch_size),
+            ),
+            scored,
             cameras=sampling.camera_numbers(scored),
         ),
         last=program.num_steps,

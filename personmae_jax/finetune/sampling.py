@@ -1,9 +1,6 @@
 """Training batches of P identities with K images each, as a function of (seed, step).
 
-The identities of all batches are an endless stream of passes. In each pass every
-identity comes once, in an order of its own; where P does not divide their number, the
-fewer than P that are left over at its end are left out, others in each pass. An
-identity's images come in rounds: each round is a permutation of them, of which every
+An identity's images come in rounds: each round is a permutation of them, of which every
 pass takes the next K, and what does not fill K is left out of the round (of 5 images at
 K = 4, one). An identity with fewer than K images repeats them, as evenly as can be.
 
@@ -16,50 +13,33 @@ batch k depends on all before it.
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.config_finetune import FinetuneConfig, SamplingConfig
 from personmae_jax.data.batches import Batch
-from personmae_jax.data.rng import RecordOrder
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid import datasets
-from personmae_jax.reid.batches import PeopleBatches
+from personmae_jax.reid.batches import GroupSampler, PeopleBatches
 from personmae_jax.reid.datasets import ReidDataset
 
 _IMAGES = 1  # what random numbers are for; see reid/batches.py
 
 
-class IdentitySampler:
-    """Which training image stands in which row of which batch."""
+class IdentitySampler(GroupSampler):
+    """The training images in the rows of every batch."""
 
     def __init__(
         self,
         labels: Int64[np.ndarray, " t"],
-        *,
-        identities: int,
-        images: int,
+        cfg: SamplingConfig,
         seed: int,
     ):
-        """Sorts the images by identity: 0 .. number of identities - 1.
+        """Sorts the images by identity; P is at most that of all."""
+        super().__init__(labels, cfg.identities, cfg.images, seed)
+        self._seed = seed
 
-        A batch has P = `identities`, at most all, with K = `images` of each.
-        """
-        order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels)
-        self._images_of = np.split(order, np.cumsum(counts)[:-1])
-        self._p, self._k, self._seed = identities, images, seed
-        self._order = RecordOrder(len(counts), seed)
-        self._batches_per_pass = len(counts) // identities
-
-    def batch(self, step: int) -> Int64[np.ndarray, " b"]:
-        """The training images of a whole batch, those of an identity side by side."""
-        passes, number = divmod(step, self._batches_per_pass)
-        first = passes * len(self._images_of) + number * self._p
-        chosen = self._order.records(range(first, first + self._p))
-        return np.concatenate([self._images(int(i), passes) for i in chosen])
-
-    def _images(self, identity: int, passes: int) -> Int64[np.ndarray, " k"]:
-        own = self._images_of[identity]
+    def _images(self, group: int, passes: int) -> Int64[np.ndarray, " k"]:
+        own = self._images_of[group]
         turns, turn = divmod(passes, max(1, len(own) // self._k))
-        rng = np.random.default_rng((self._seed, _IMAGES, identity, turns))
+        rng = np.random.default_rng((self._seed, _IMAGES, group, turns))
         order = np.resize(rng.permutation(len(own)), max(len(own), self._k))
         return own[order[turn * self._k : (turn + 1) * self._k]]
 
@@ -73,31 +53,18 @@ class FinetuneBatches(PeopleBatches):
       `camera`: int32 (b,), 0 .. number of cameras of the whole data set - 1.
     """
 
-    def __init__(
-        self,
-        dataset: ReidDataset,
-        cfg: FinetuneConfig,
-        *,
-        host: int = 0,
-        num_hosts: int = 1,
-    ):
-        """Prepares the stream, as `HostBatches`; nothing is read yet."""
+    def __init__(self, dataset: ReidDataset, cfg: FinetuneConfig, **hosts: int):
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
         super().__init__(
             *(dataset.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._train = dataset.train
         people = dataset.identities[dataset.train]
         self._labels = np.unique(people, return_inverse=True)[1]
         self._cameras = camera_numbers(dataset)[dataset.train]
-        self._sampler = IdentitySampler(
-            self._labels,
-            identities=cfg.sampling.identities,
-            images=cfg.sampling.images,
-            seed=cfg.train.seed,
-        )
+        self._sampler = IdentitySampler(self._labels, cfg.sampling, cfg.train.seed)
 
     def choose(self, step: int) -> tuple[Int64[np.ndarray, " b"], Batch]:
         chosen = self._sampler.batch(step)
@@ -109,11 +76,6 @@ class FinetuneBatches(PeopleBatches):
 def camera_numbers(dataset: ReidDataset) -> Int32[np.ndarray, " n"]:
     """The cameras of all records, counted from 0 in the order of their numbers."""
     return np.unique(dataset.cameras, return_inverse=True)[1].astype(np.int32)
-
-
-def num_cameras(dataset: ReidDataset) -> int:
-    """How many cameras the whole data set has."""
-    return len(np.unique(dataset.cameras))
 
 
 def num_identities(dataset: ReidDataset) -> int:
@@ -128,14 +90,7 @@ def open_training(cfg: FinetuneConfig) -> ReidDataset:
       ConfigError: It is laid out otherwise, it has no query or gallery, or no batch,
         or no camera, can be learned from it.
     """
-    data = cfg.data
-    if data.layout == "synthetic":
-        dataset = datasets.synthetic_dataset(data.synthetic, data.synthetic_train)
-    else:
-        dataset = datasets.open_dataset(
-            *(data.layout, str(data.path), data.query_camera),
-            is_scored=cfg.eval.path is None,
-        )
+    dataset = datasets.open_people(cfg.data, is_scored=cfg.eval.path is None)
     datasets.check_training(dataset)
     found = num_identities(dataset)
     if found < cfg.sampling.identities:

@@ -45,10 +45,7 @@ def make_train_step(
             key, cfg.encoder.depth, cfg.head.drop_path, len(batch["label"]), mesh
         )
         features = model.encode(
-            cfg,
-            params,
-            batch["image"],
-            batch["camera"],
+            *(cfg, params, batch["image"], batch["camera"]),
             drop_path_mask=mask,
             dtype=dtype,
         )

@@ -9,7 +9,7 @@ from personmae_jax.engine.program import Program
 from personmae_jax.pretrain.train_step import TrainState
 from personmae_jax.reid import datasets
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.features import make_encode
+from personmae_jax.reid.features import Extractor, make_encode
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.sharding import matmul_dtype
 
@@ -47,7 +47,8 @@ class Scorer:
             return jnp.concatenate([encode(p, pixels, cameras) for p in params], -1)
 
         self._monitor = Monitor(
-            *(encode_with_each, cfg.data, people, program.mesh, cfg.train.batch_size),
+            Extractor(encode_with_each, cfg.data, program.mesh, cfg.train.batch_size),
+            people,
             num_networks=2,
             centre_cameras=cfg.eval.centre_cameras,
         )

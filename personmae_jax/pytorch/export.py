@@ -47,15 +47,8 @@ def export(
 ) -> str:
     """Writes the encoder of a run, and a model card beside it.
 
-    Args:
-      workdir: Of the run, a folder or gs://...; it is only read.
-      out: File, or folder of the layout "huggingface". An older file is replaced.
-      step: Of the checkpoint; by default the latest.
-      weights: "student" or "teacher"; by default as the run's settings say.
-      grid: Rows and columns of patches that the positions are for; by default those
-        of the run.
-      layout: A key of `layouts.LAYOUTS`.
-      reference: A .npz file for the example images and JAX's tokens.
+    The run is only read, an older file is replaced. Arguments are the flags of
+    launch/export_torch.py.
 
     Returns:
       What to tell the user, in Markdown: what was verified, and how to load the file.
@@ -86,7 +79,7 @@ def export(
 
     tensors = encoder_tensors(cfg, params, grid)
     examples = verification.make_examples(cfg, params, grid, tensors["pos_embed"])
-    if LAYOUTS[layout].read_head is not None:
+    if LAYOUTS[layout].has_neck:
         head = restore_head(workdir, step)
         tensors |= head_tensors(head, step)
         examples = verification.with_features(examples, head)
@@ -114,9 +107,9 @@ def _write(
         file = folder / target.name
         chosen.write(file, tensors, meta)
         if _has_torch():
-            check = verification.verify(chosen, file, cfg, examples)
+            check = verification.verify(chosen.verified, file, cfg, examples)
         else:
-            check = verification.verify_without_torch(chosen, file, tensors)
+            check = verification.verify_without_torch(file, tensors)
         if reference is not None:
             arrays = examples._asdict().items()
             with open_new(reference) as opened:
@@ -169,7 +162,7 @@ def _check_layout(layout: str, cfg: Settings) -> None:
         )
     # Before torch, which nobody should install to be refused then.
     feature = cfg.head.feature if isinstance(cfg, UnsupervisedConfig) else "cls"
-    if feature != "cls" and LAYOUTS[layout].read_head is not None:
+    if feature != "cls" and LAYOUTS[layout].has_neck:
         raise ConfigError(
             f"--layout={layout} has a batch norm after the cls token, but this run was "
             f"trained with config.head.feature={feature}; take --layout=mae"

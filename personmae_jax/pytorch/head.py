@@ -16,12 +16,7 @@ _HEAD = ("bottleneck.", "classifier.")
 
 
 def head_tensors(head: Mapping[str, Any], step: int) -> Tensors:
-    """Returns the head of a fine-tuned or adapted run by TransReID's names.
-
-    Args:
-      head: Of `checkpoint.restore_head`.
-      step: Of the checkpoint.
-    """
+    """Returns a head of `checkpoint.restore_head` by TransReID's names."""
     params, statistics = head["params"], head["statistics"]
     scale = np.asarray(params["bottleneck"]["scale"], np.float32)
     tensors = {
@@ -47,29 +42,7 @@ def to_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
     }
 
 
-def from_transreid(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Returns the encoder's tensors among those of `to_transreid`."""
-    encoder = {
-        n.removeprefix("base."): a for n, a in tensors.items() if n[:5] == "base."
-    }
-    encoder.pop("sie_embed", None)
-    return encoder
-
-
 def to_cluster_contrast(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """Returns the encoder's and the batch norm's tensors below "module."."""
     left_out = ("classifier.weight", "sie_embed")
     return {f"module.{n}": a for n, a in tensors.items() if n not in left_out}
-
-
-def from_cluster_contrast(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Returns the encoder's tensors among those of `to_cluster_contrast`."""
-    named = {name.removeprefix("module."): array for name, array in tensors.items()}
-    return {n: array for n, array in named.items() if not n.startswith(_HEAD)}
-
-
-def batch_norm_in(tensors: Mapping[str, np.ndarray], prefix: str = "") -> Tensors:
-    """Returns the batch norm's tensors by the names of torch.nn.BatchNorm1d."""
-    prefix += "bottleneck."
-    own = (name for name in tensors if name.startswith(prefix))
-    return {name.removeprefix(prefix): tensors[name] for name in own}

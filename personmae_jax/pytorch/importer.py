@@ -1,6 +1,6 @@
 """The encoder that a run starts from: a PyTorch file's tensors as our parameters."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,15 +18,12 @@ from personmae_jax.pytorch.stored import Stored
 Tensors = dict[str, np.ndarray]
 
 
-class Imported(NamedTuple):
-    """What a file gives."""
-
-    params: dict[str, Any]  # of the encoder, numpy float32
-    notes: tuple[str, ...]  # a sentence each on what was read, left out and changed
-
-
-def read_encoder(cfg: ModelConfig) -> Imported:
+def read_encoder(cfg: ModelConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the encoder of the file `cfg.init.torch_weights`.
+
+    Returns:
+      Its parameters, numpy float32; a sentence each on what was read, left out and
+      changed.
 
     Raises:
       ConfigError: The file cannot be read, holds no ViT, or not the one that `cfg`
@@ -62,7 +59,7 @@ def read_encoder(cfg: ModelConfig) -> Imported:
     params = weights.encoder_from_torch(tensors)
     if cfg.encoder.learned_positions:
         params["pos_embed"] = positions
-    return Imported(params, tuple(notes))
+    return params, tuple(notes)
 
 
 def settings_of_file(

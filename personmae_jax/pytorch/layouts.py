@@ -1,4 +1,4 @@
-"""The encoder's tensors in the files that PyTorch code opens: written and read back.
+"""The encoder's tensors in the files that PyTorch code opens.
 
 Layouts:
   mae: `{"model": tensors, "meta": ...}`: MAE, TransReID and its kin, HAP, MALE, timm.
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from personmae_jax.errors import RunError
 from personmae_jax.pytorch import head
 
 Tensors = dict[str, np.ndarray]
@@ -46,14 +45,10 @@ class Layout(NamedTuple):
     """How one layout is stored; the meta is that of `model_card.describe_export`."""
 
     write: Callable[[pathlib.Path, Tensors, Meta], None]
-    # Gives the tensors under their canonical names; raises RunError or what the library
-    # raises if they are not there.
-    read: Callable[[pathlib.Path], Tensors]
     suffixes: tuple[str, ...] = (".pth", ".pt")  # none for a folder
     needs_torch: bool = True  # to be written
-    # The batch norm's, by the names of torch.nn.BatchNorm1d; None: there is none.
-    read_head: Callable[[pathlib.Path], Tensors] | None = None
-    verified: str = "Verified"  # may be said after `read` gave what a plain ViT needs
+    has_neck: bool = False  # the batch norm's tensors stand in it, too
+    verified: str = "Verified"  # may be said of a file that a plain ViT agrees with
 
 
 def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -67,26 +62,13 @@ def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
     return tensors
 
 
-def join_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """The inverse of `split_positions`; raises RunError if parts differ from cls."""
-    tensors = dict(tensors)
-    cls_pos = tensors.pop("cls_pos")
-    for i in _PARTS:
-        token, position = tensors.pop(f"part_token{i}"), tensors.pop(f"part{i}_pos")
-        if not (
-            np.array_equal(token, tensors["cls_token"])
-            and np.array_equal(position, cls_pos)
-        ):
-            raise RunError(f"part token {i} differs from cls")
-    tensors["pos_embed"] = np.concatenate([cls_pos, tensors["pos_embed"]], axis=1)
-    return tensors
-
-
 def to_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """Returns the tensors under the names of transformers' ViTModel, qkv split."""
     renamed = {}
     for name, array in tensors.items():
-        prefix, inner = _split_block(name, r"blocks\.(\d+)\.", "encoder.layer.")
+        block = re.match(r"blocks\.(\d+)\.", name)
+        prefix = f"encoder.layer.{block[1]}." if block else ""
+        inner = name[block.end() :] if block else name
         module, dot, leaf = inner.rpartition(".")
         if module == "attn.qkv":
             for part, rows in zip(_QKV, np.split(array, 3), strict=True):
@@ -95,29 +77,6 @@ def to_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:
             module, leaf = (module, leaf) if dot else (leaf, "")
             renamed[prefix + HUGGINGFACE[module] + dot + leaf] = array
     return renamed
-
-
-def from_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """The inverse of `to_huggingface`; a KeyError names what is missing."""
-    canonical = {theirs: ours for ours, theirs in HUGGINGFACE.items()}
-    renamed = {}
-    for name, array in tensors.items():
-        prefix, inner = _split_block(name, r"encoder\.layer\.(\d+)\.", "blocks.")
-        module, dot, leaf = inner.rpartition(".")
-        if module == "attention.attention.query":
-            parts = [tensors[name.replace("query", part)] for part in _QKV]
-            renamed[f"{prefix}attn.qkv.{leaf}"] = np.concatenate(parts)
-        elif inner in canonical:
-            renamed[canonical[inner]] = array
-        elif not module.startswith("attention.attention."):
-            renamed[prefix + canonical[module] + dot + leaf] = array
-    return renamed
-
-
-def _split_block(name: str, pattern: str, new: str) -> tuple[str, str]:
-    """Returns the new prefix of a block, or "", and the rest of the name."""
-    match = re.match(pattern, name)
-    return (f"{new}{match[1]}.", name[match.end() :]) if match else ("", name)
 
 
 def _save_torch(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -134,20 +93,6 @@ def _save_torch(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def _load_torch(path: pathlib.Path, key: str | None) -> Tensors:
-    import torch
-
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if key is not None:
-        if content.keys() != {key, "meta"}:
-            raise RunError(f"it holds {', '.join(content)}, not {key} and meta")
-        content = content[key]
-    for name, tensor in content.items():
-        if not tensor.is_contiguous():
-            raise RunError(f"{name} is not contiguous")
-    return {name: tensor.numpy() for name, tensor in content.items()}
-
-
 def _save_safetensors(path: pathlib.Path, tensors: Tensors, meta: Meta) -> None:
     from safetensors.numpy import save
 
@@ -155,12 +100,6 @@ def _save_safetensors(path: pathlib.Path, tensors: Tensors, meta: Meta) -> None:
     # Files without a `format` are refused by transformers 4.
     # `save_file` would make a file for nobody but its owner.
     path.write_bytes(save(tensors, metadata=text | {"format": "pt"}))
-
-
-def _load_safetensors(path: pathlib.Path) -> Tensors:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
 
 
 def _save_huggingface(path: pathlib.Path, tensors: Tensors, meta: Meta) -> None:
@@ -201,40 +140,25 @@ def _save_huggingface(path: pathlib.Path, tensors: Tensors, meta: Meta) -> None:
 
 LAYOUTS = {
     "mae": Layout(
-        lambda path, tensors, meta: _save_torch(path, {"model": tensors, "meta": meta}),
-        lambda path: _load_torch(path, "model"),
+        lambda path, tensors, meta: _save_torch(path, {"model": tensors, "meta": meta})
     ),
-    "flat": Layout(
-        lambda path, tensors, _: _save_torch(path, tensors),
-        lambda path: _load_torch(path, None),
-    ),
-    "safetensors": Layout(
-        _save_safetensors, _load_safetensors, (".safetensors",), needs_torch=False
-    ),
+    "flat": Layout(lambda path, tensors, _: _save_torch(path, tensors)),
+    "safetensors": Layout(_save_safetensors, (".safetensors",), needs_torch=False),
     "pass": Layout(
         lambda path, tensors, meta: _save_torch(
             path, {"model": split_positions(tensors), "meta": meta}
         ),
-        lambda path: join_positions(_load_torch(path, "model")),
         verified="Verified without PASS's part tokens, with which its features differ",
     ),
     "transreid": Layout(
         lambda path, tensors, _: _save_torch(path, head.to_transreid(tensors)),
-        lambda path: head.from_transreid(_load_torch(path, None)),
-        read_head=lambda path: head.batch_norm_in(_load_torch(path, None)),
+        has_neck=True,
     ),
     "cluster-contrast": Layout(
         lambda path, tensors, meta: _save_torch(
             path, {"state_dict": head.to_cluster_contrast(tensors), "meta": meta}
         ),
-        lambda path: head.from_cluster_contrast(_load_torch(path, "state_dict")),
-        read_head=lambda path: head.batch_norm_in(
-            _load_torch(path, "state_dict"), "module."
-        ),
+        has_neck=True,
     ),
-    "huggingface": Layout(
-        _save_huggingface,
-        lambda path: from_huggingface(_load_safetensors(path / "model.safetensors")),
-        (),
-    ),
+    "huggingface": Layout(_save_huggingface, ()),
 }

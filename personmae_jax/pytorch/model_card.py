@@ -9,12 +9,13 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import revision
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.model_names import Meta, architecture
+from personmae_jax.pytorch.positions import say
 from personmae_jax.pytorch.recipes import instructions
 
 _TRAININGS = {
-    Config: "PersonMAE",
-    FinetuneConfig: "fine-tuning",
-    UnsupervisedConfig: "training without labels",
+    Config: ("PersonMAE", "pretrained as PersonMAE"),
+    FinetuneConfig: ("fine-tuning", "fine-tuned"),
+    UnsupervisedConfig: ("training without labels", "trained without labels"),
 }
 
 
@@ -47,7 +48,7 @@ def describe_export(
         "weights": weights,
         "step": step,
         "config": config_to_json(cfg),
-        "training": _TRAININGS[type(cfg)],
+        "training": _TRAININGS[type(cfg)][0],
         "uses_cameras": int(_uses_cameras(cfg)),
         "camera_scale": cfg.head.camera_scale if _uses_cameras(cfg) else 0.0,
         "neck_feature": neck_feature(cfg),
@@ -64,13 +65,8 @@ def _uses_cameras(cfg: Settings) -> TypeGuard[FinetuneConfig]:
 
 def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> str:
     """Returns the whole card in Markdown, the recipes for `file` included."""
-    trained = {
-        "PersonMAE": "pretrained as PersonMAE",
-        "fine-tuning": "fine-tuned",
-        "training without labels": "trained without labels",
-    }[meta["training"]]
-    has_head = LAYOUTS[layout].read_head is not None
-    held = " and the batch norm's after it" if has_head else ""
+    trained = dict(_TRAININGS.values())[meta["training"]]
+    held = " and the batch norm's after it" if LAYOUTS[layout].has_neck else ""
     return f"""# {meta["architecture"]}, {trained} for re-identification
 
 {check}
@@ -79,10 +75,10 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
 | --- | --- |
 | weights | {meta["weights"]} after step {meta["step"]} |
 | layout | {layout}: the encoder's tensors{held}, float32 |
-| input | RGB, {_times(meta["image_size"])} pixels, (x / 255 - mean) / std |
+| input | RGB, {say(meta["image_size"])} pixels, (x / 255 - mean) / std |
 | mean, std | {meta["mean"]}, {meta["std"]} |
-| positions | {meta["positions"]}, grid {_times(meta["grid"])} \
-(trained on {_times(meta["trained_grid"])}) |
+| positions | {meta["positions"]}, grid {say(meta["grid"])} \
+(trained on {say(meta["trained_grid"])}) |
 | numerics | pre-norm, erf GELU, LayerNorm eps 1e-6, cls token first, no LayerScale |
 | trained with | revision {meta["git_revision"]}; {", ".join(meta["versions"])} |
 | sha256 | {sha256} |
@@ -96,7 +92,3 @@ def model_card(file: str, layout: str, meta: Meta, check: str, sha256: str) -> s
 {meta["config"].strip()}
 ```
 """
-
-
-def _times(sides: list[int]) -> str:
-    return f"{sides[0]} x {sides[1]}"

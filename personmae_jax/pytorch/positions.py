@@ -1,7 +1,7 @@
 """The positions in a PyTorch ViT's file: which grid they are for, and on another."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,11 @@ def choose_positions(
     codes = weights.position_table(cfg.encoder.width, cfg.grid, cfg.grid)
     trained = {cfg.grid, _told_grid(meta, "trained_grid") or cfg.grid}
     coded = _sine_cosine_grids(table, dtype, trained)
-    here, count = _say(cfg.grid), table.shape[1] - 1
+    here, count = say(cfg.grid), table.shape[1] - 1
     if coded and cfg.init.grid not in (None, coded[0]):
         raise ConfigError(
             f"config.init.torch_weights={cfg.init.torch_weights} has the fixed codes "
-            f"of {_say(coded[0])} patches, not of {_say(cfg.init.grid)}; leave out "
+            f"of {say(coded[0])} patches, not of {say(cfg.init.grid)}; leave out "
             "--config.init.grid, which is for learned positions"
         )
     if not cfg.encoder.learned_positions:
@@ -54,12 +54,12 @@ def choose_positions(
         is_same = coded == (cfg.grid, cfg.grid)
         return (
             codes,
-            f"Its positions are the fixed codes of {_say(coded[0])} patches, "
+            f"Its positions are the fixed codes of {say(coded[0])} patches, "
             + ("as here." if is_same else f"here those of {here} are used."),
         )
     grid = coded[0] if coded else _learned_grid(count, meta, cfg)
     is_told = coded or _told_grid(meta, "grid")
-    guess = "" if is_told else f"GUESS: its {count} positions are of {_say(grid)}. "
+    guess = "" if is_told else f"GUESS: its {count} positions are of {say(grid)}. "
     if grid == cfg.grid:
         return table, f"{guess}Its {here} positions are loaded."
     if coded:
@@ -68,7 +68,7 @@ def choose_positions(
             f"Its positions are fixed codes; here they start from those of {here}.",
         )
     return resample_positions(table, grid, cfg.grid), (
-        f"{guess}Its {_say(grid)} positions were resampled to {here}."
+        f"{guess}Its {say(grid)} positions were resampled to {here}."
     )
 
 
@@ -121,8 +121,8 @@ def _learned_grid(count: int, meta: Mapping[str, Any], cfg: ModelConfig) -> Grid
         grids = {cfg.grid}
     if len(grids) == 1:
         return grids.pop()
-    could = " or ".join(map(_say, sorted(grids))) or "neither 1:1 nor 2:1, 3:1 or 4:3"
-    could = f"not {_say(told)}" if told else could
+    could = " or ".join(map(say, sorted(grids))) or "neither 1:1 nor 2:1, 3:1 or 4:3"
+    could = f"not {say(told)}" if told else could
     raise ConfigError(
         f"config.init.torch_weights={cfg.init.torch_weights} has learned positions of "
         f"{count} patches, whose rows and columns cannot be told ({could}); give them: "
@@ -160,5 +160,6 @@ def _told_grid(meta: Mapping[str, Any], name: str) -> Grid | None:
     return None
 
 
-def _say(grid: Grid) -> str:
+def say(grid: Sequence[int]) -> str:
+    """Rows and columns, or height and width, as a person reads them."""
     return f"{grid[0]} x {grid[1]}"

@@ -96,11 +96,10 @@ def _open_shards(file: Path) -> Opened:
     return Opened(tree, {})
 
 
-def _damaged(file: Path, reason: str) -> ConfigError:
-    lines = reason.strip().splitlines() or ["unexpected end"]
+def _damaged(file: Path, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{_name(file)} cannot be read ({lines[0]}); it is damaged, cut short or of "
-        "another kind: fetch it again"
+        f"{_name(file)} cannot be read ({first_line(error)}); it is damaged, cut short "
+        "or of another kind: fetch it again"
     )
 
 
@@ -120,7 +119,7 @@ def _open_safetensors(file: Path) -> Opened:
             )
         return Opened(tree, opened.metadata() or {})
     except Exception as e:  # safetensors raises whatever it meets
-        raise _damaged(file, str(e)) from e
+        raise _damaged(file, e) from e
 
 
 def _open_torch(file: Path) -> dict[Any, Any]:
@@ -129,7 +128,7 @@ def _open_torch(file: Path) -> dict[Any, Any]:
     except torch_save.OtherKind as e:
         raise ConfigError(f"{_name(file)} {e}") from e
     except Exception as e:  # damaged files raise nearly anything
-        raise _damaged(file, first_line(e)) from e
+        raise _damaged(file, e) from e
     if isinstance(tree, dict):
         return tree
     kind = tree.name if isinstance(tree, Opaque) else type(tree).__name__.lower()

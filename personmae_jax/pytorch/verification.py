@@ -1,7 +1,9 @@
 """Does a file make in PyTorch what the checkpoint makes in JAX?"""
 
+import contextlib
 import copy
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +18,12 @@ from personmae_jax.errors import RunError, first_line
 from personmae_jax.models import personmae
 from personmae_jax.models.batch_norm import normalise
 from personmae_jax.pixels import patchify
-from personmae_jax.pytorch import layouts
+from personmae_jax.pytorch import read
+from personmae_jax.pytorch.state_dict import recognise
+from personmae_jax.pytorch.stored import Stored
 from personmae_jax.synthetic.pedestrian import render_pedestrian
+
+Tensors = dict[str, np.ndarray]
 
 TOLERANCE = 1e-4  # of any value of any token after the final norm; 1e-5 is usual
 NUM_NOISE, NUM_PEDESTRIANS = 2, 4
@@ -69,13 +75,62 @@ def with_features(examples: Examples, head: dict[str, Any]) -> Examples:
     return examples._replace(features=np.array(features / lengths))
 
 
+def read_back(path: pathlib.Path) -> tuple[Tensors, Tensors]:
+    """The encoder's tensors in a file or folder of ours, and those of its batch norm.
+
+    They are found as in files of others, by what is asked of every import; torch reads
+    its own files.
+
+    Raises:
+      RunError: They are not there.
+    """
+    is_torch = path.suffix in (".pth", ".pt") and path.is_file()
+    with _telling():
+        tree = _load_torch(path) if is_torch else read.open_file(path).tree
+        found = recognise(tree).tensors.items()
+        encoder = {name: tensor.read() for name, tensor in found}
+        neck = {
+            name.rpartition(".")[2]: tensor.read()
+            for name, tensor in tree.get("state_dict", tree).items()
+            if "bottleneck." in name
+        }
+    return encoder, neck
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Makes a RunError of whatever torch and safetensors raise."""
+    try:
+        yield
+    except Exception as e:
+        raise RunError(
+            f"the file that was written cannot be read back ({first_line(e)}); it was "
+            "removed, please report this"
+        ) from e
+
+
+def _load_torch(path: pathlib.Path) -> dict[str, Any]:
+    import torch
+
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(key, inner) for key, inner in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not value.is_contiguous():
+            raise RunError(f"{name} is not contiguous")
+        array = value.numpy()
+        return Stored(array.shape, array.dtype.name, lambda: array)
+
+    return convert("", torch.load(path, map_location="cpu", weights_only=True))
+
+
 def verify(
-    layout: layouts.Layout,
-    path: pathlib.Path,
-    cfg: ModelConfig,
-    examples: Examples,
+    verified: str, path: pathlib.Path, cfg: ModelConfig, examples: Examples
 ) -> str:
     """Reads a file back and runs it in plain PyTorch; returns what came out.
+
+    `verified` is what is said if all is well.
 
     Raises:
       RunError: It cannot be read, or a value of a token or of a feature differs by over
@@ -83,20 +138,15 @@ def verify(
     """
     from personmae_jax.pytorch import vit
 
-    try:
-        tensors = layout.read(path)
+    tensors, neck = read_back(path)
+    with _telling():
         tokens = vit.encode(cfg.encoder, tensors, examples.images)
         differences, what = np.abs(tokens - examples.tokens).max(axis=(1, 2)), ""
-        if layout.read_head is not None and examples.features is not None:
-            features = vit.batch_norm(layout.read_head(path), tokens[:, 0])
+        if examples.features is not None:
+            features = vit.batch_norm(neck, tokens[:, 0])
             after = np.abs(features - examples.features).max(axis=1)
             differences = np.maximum(differences, after)
             what = " and the feature of unit length after the batch norm"
-    except Exception as e:  # torch and safetensors raise whatever they meet
-        raise RunError(
-            f"the file that was written cannot be read back ({first_line(e)}); it was "
-            "removed, please report this"
-        ) from e
     noise, real = differences[:NUM_NOISE].max(), differences[NUM_NOISE:].max()
     if not max(noise, real) <= TOLERANCE:  # NaN is not
         raise RunError(
@@ -105,21 +155,19 @@ def verify(
             f"{TOLERANCE:.0e} is right); it was removed, please report this"
         )
     return (
-        f"{layout.verified}: read back and run in plain PyTorch, every token after the "
+        f"{verified}: read back and run in plain PyTorch, every token after the "
         f"final norm{what} is within {noise:.1e} (noise) and {real:.1e} (synthetic "
         "pedestrians) of JAX's, in float32."
     )
 
 
-def verify_without_torch(
-    layout: layouts.Layout, path: pathlib.Path, tensors: dict[str, np.ndarray]
-) -> str:
+def verify_without_torch(path: pathlib.Path, tensors: Tensors) -> str:
     """Reads a file back; says that nothing more could be done.
 
     Raises:
       RunError: It does not hold exactly `tensors`.
     """
-    found = layout.read(path)
+    found, _ = read_back(path)
     if found.keys() != tensors.keys() or not all(
         np.array_equal(found[name], tensors[name]) for name in tensors
     ):

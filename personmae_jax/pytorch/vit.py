@@ -117,8 +117,7 @@ def batch_norm(
 ) -> Float32[np.ndarray, "b d"]:
     """Returns features after a file's batch norm, of unit length; names of BatchNorm1d.
 
-    Raises:
-      RuntimeError: Of `load_state_dict`: a tensor is missing, too many or misshapen.
+    Raises as `encode`.
     """
     neck = nn.BatchNorm1d(features.shape[1])
     state = {name: torch.from_numpy(array) for name, array in tensors.items()}

@@ -4,18 +4,61 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int, Int64, UInt8
 
 from personmae_jax.config import ImageConfig
 from personmae_jax.config_finetune import AugmentConfig
 from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.data.buffer_pool import BufferPool
 from personmae_jax.data.records import Records
-from personmae_jax.data.rng import BatchRng
+from personmae_jax.data.rng import BatchRng, RecordOrder
 from personmae_jax.reid.datasets import read_resized
 
 _NUM_DRAWS = 8  # uniform numbers an image is changed by
 _AUGMENT, _NOISE = 0, 2  # what random numbers are for; 1 is who is in a batch
+
+
+class GroupSampler:
+    """Which image stands in which row of which batch of P groups with K images each.
+
+    The groups of all batches are an endless stream of passes. In each pass every group
+    comes once, in an order of its own; where P does not divide their number, the fewer
+    than P that are left over at its end are left out, others in each pass. Where there
+    are fewer than P, the stream goes on within the batch.
+    """
+
+    def __init__(
+        self, labels: Int[np.ndarray, " n"], num_groups: int, num_images: int, seed: int
+    ):
+        """Sorts the images by their groups, from 0; one below 0 is in none.
+
+        P and K are `num_groups` and `num_images`; `seed` orders the groups.
+        """
+        order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+        counts = np.bincount(labels[order])
+        self._images_of = np.split(order, np.cumsum(counts)[:-1])
+        self._p, self._k = num_groups, num_images
+        self._order = RecordOrder(len(counts), seed)
+
+    def batch(self, step: int) -> Int64[np.ndarray, " b"]:
+        """The images of a whole batch, those of a group side by side."""
+        count = len(self._images_of)
+        first = step * self._p
+        if count >= self._p:
+            passes, number = divmod(step, count // self._p)
+            first = passes * count + number * self._p
+        positions = range(first, first + self._p)
+        chosen = self._order.records(positions)
+        return np.concatenate(
+            [
+                self._images(int(group), position // count)
+                for group, position in zip(chosen, positions, strict=True)
+            ]
+        )
+
+    def _images(self, group: int, passes: int) -> Int64[np.ndarray, " k"]:
+        """K images of a group in a pass."""
+        raise NotImplementedError
 
 
 class PeopleBatches(HostBatches):
@@ -33,16 +76,14 @@ class PeopleBatches(HostBatches):
         seed: int,
         *,
         batch_size: int,
-        host: int = 0,
-        num_hosts: int = 1,
+        **hosts: int,
     ):
-        """Prepares the stream, as `HostBatches`; nothing is read yet."""
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
         super().__init__(
             batch_size,
             num_threads=data.num_threads,
             num_workers=data.num_workers,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._records, self._data, self._augment = records, data, augment
         self._seed_of_images = seed

@@ -1,4 +1,7 @@
-"""Which files a re-identification data set keeps where: paths, identities, cameras."""
+"""Which files a re-identification data set keeps where: paths, identities, cameras.
+
+What is laid out otherwise is a ConfigError that says how.
+"""
 
 import os
 import re
@@ -50,9 +53,6 @@ def read_market1501(root: str) -> Parts:
     """Lists a folder in the layout of Market-1501; training junk is left out.
 
     Without query and gallery there are images to train on alone.
-
-    Raises:
-      ConfigError: It is not laid out so.
     """
     folders = ("query", "bounding_box_test", "bounding_box_train")
     if not _is_laid_out("market1501", root):
@@ -73,9 +73,6 @@ def read_msmt17(root: str) -> Parts:
     """Reads the lists of MSMT17, either version; val is trained on, as is usual.
 
     Without query and gallery there are images to train on alone.
-
-    Raises:
-      ConfigError: They are missing or wrong, or images that they list are.
     """
     if not _is_laid_out("msmt17", root):
         raise _unexpected("msmt17", root)
@@ -111,9 +108,6 @@ def read_id_folders(root: str, query_camera: int | None) -> Parts:
 
     Where no name tells a camera, or all images to test on are of one, the first image
     of each identity is queried among its others and everybody else's.
-
-    Raises:
-      ConfigError: It is not laid out so, or no image is of `query_camera`.
     """
     for other in _MARKS:
         if _is_laid_out(other, root):
@@ -160,9 +154,6 @@ def read_occluded_whole(root: str) -> Parts:
 
     Occluded-REID, P-DukeMTMC-reID (which has images to train on) and Partial-REID. Both
     kinds are trained on; the partly seen count as camera 0, the whole as camera 1.
-
-    Raises:
-      ConfigError: It is not laid out so.
     """
     has_parts = all(os.path.isdir(os.path.join(root, p)) for p in ("test", "train"))
 

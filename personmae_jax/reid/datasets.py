@@ -13,6 +13,7 @@ from absl import logging
 from jaxtyping import Int64, UInt8
 
 from personmae_jax.config import ImageConfig, SyntheticConfig
+from personmae_jax.config_finetune import FinetuneDataConfig
 from personmae_jax.data import images
 from personmae_jax.data.records import ListedRecords, Records, SyntheticRecords
 from personmae_jax.errors import ConfigError, RunError
@@ -60,15 +61,12 @@ def open_dataset(
     Args:
       layout: One of `LAYOUTS`, where each is described.
       root: The folder.
-      query_camera: id_folders only: the camera whose images are the queries; the
-        others' are the gallery. None: the lowest number.
+      query_camera: Of id_folders: of the queries; None: the lowest number.
       is_scored: Whether it needs queries and a gallery.
 
     Raises:
       ConfigError: The folder is laid out otherwise, or nothing can be retrieved.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is unknown; take {', '.join(LAYOUTS)}")
     if layout != "id_folders" and query_camera is not None:
         raise ConfigError(f"{layout} says what its queries are; name no query camera")
     if not os.path.isdir(root):
@@ -95,14 +93,20 @@ def open_dataset(
     return dataset
 
 
-def open_scored(layout: str, path: str | None) -> ReidDataset | None:
-    """Opens the data set `config.eval.path` that scores a run on people elsewhere.
+def open_people(data: FinetuneDataConfig, *, is_scored: bool) -> ReidDataset:
+    """Opens the people of `config.data`; raises as `open_dataset`."""
+    if data.layout == "synthetic":
+        return synthetic_dataset(data.synthetic, data.synthetic_train)
+    return open_dataset(
+        *(data.layout, str(data.path), data.query_camera), is_scored=is_scored
+    )
 
-    Returns:
-      Its queries and gallery; None without a path: those of the training data score.
+
+def open_scored(layout: str, path: str | None) -> ReidDataset | None:
+    """Opens the data set `config.eval.path`; None without: the training data's scores.
 
     Raises:
-      ConfigError: It is laid out otherwise, or nothing can be retrieved.
+      ConfigError: As of `open_dataset`.
     """
     return None if path is None else open_dataset(layout, path)
 
@@ -116,11 +120,8 @@ def synthetic_dataset(
     identities (the protocol takes away what the query's own camera saw). For people
     that a run has not seen, `cfg.first_identity` lies above the run's own.
 
-    Args:
-      cfg: The synthetic people.
-      num_train: Identities to train on.
-      query_camera: If given, every image of this camera is a query and the gallery is
-        the other cameras', so that nobody is nearer for the place alone.
+    With a `query_camera` all its images are queries and the gallery is the other
+    cameras', so that nobody is nearer for the place alone.
 
     Raises:
       ConfigError: Nobody is left to test on, or there is only one camera.

@@ -9,7 +9,7 @@ import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from personmae_jax import sharding
 from personmae_jax.config import ImageConfig
@@ -27,6 +27,7 @@ from personmae_jax.reid.evaluation_inputs import (
 from personmae_jax.reid.features import (
     Encode,
     Extractor,
+    Features,
     camera_centred,
     make_encode,
     make_neck_encode,
@@ -39,8 +40,6 @@ from personmae_jax.sharding import matmul_dtype
 _IMAGES = 128  # encoded at once by each device
 _SHOWN, _TOP = 8, 10  # queries in ranking.png, and images beside each
 _HEIGHT = 128  # of one of its images, pixels
-
-Features = Float32[np.ndarray, "_n d"]
 
 
 def evaluate(request: Request) -> Scores:

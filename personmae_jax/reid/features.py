@@ -28,6 +28,7 @@ Encode = Callable[
 # (pixels, record) -> None: changes a resized image in place, e.g. hides a part of it.
 Change = Callable[[UInt8[np.ndarray, "height width 3"], int], None]
 
+Features = Float32[np.ndarray, "_n d"]
 Numbers = Sequence[int] | Int[np.ndarray, " _n"]
 
 FEATURES = ("cls", "mean", "stripes", "cls+mean", "patches")
@@ -43,13 +44,8 @@ def make_encode(
 ) -> Encode:
     """Returns the function from an encoder's parameters and images to features.
 
-    Args:
-      encoder: The architecture.
-      data: Size and statistics of the images.
-      feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
-        or both, each of unit length, one after the other; or all "patches", each at
-        its place, which takes n times the memory.
-      dtype: Of matrix products and activations.
+    `feature` is one of `pool`'s, or "cls+mean": both, each of unit length, one after
+    the other. All "patches" take n times the memory.
 
     Raises:
       ConfigError: There is no such feature.
@@ -153,11 +149,8 @@ class Extractor:
     def __init__(self, encode: Encode, data: ImageConfig, mesh: Mesh, batch_size: int):
         """Compiles nothing yet.
 
-        Args:
-          encode: Of this many images of `data.height` x `data.width` pixels.
-          data: Size and limits of the images.
-          mesh: Over all devices of all hosts; the rows of a batch are split over it.
-          batch_size: Images at once, over all devices; rounded up to what splits.
+        `encode` gets `batch_size` images at once, over all devices of the mesh, rounded
+        up to what splits over them, of `data`'s size.
         """
         self._data, self._mesh = data, mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -180,7 +173,7 @@ class Extractor:
 
         Args:
           params: As `encode` takes them, on the devices.
-          records: Encoded images, the same on every host; a host reads its part.
+          records: The same on every host; a host reads its part.
           indices: Of the records, at least one.
           cameras: That saw each of `indices`; for an `encode` that wants to know.
           change: What is done to every image before it is encoded.
@@ -221,17 +214,10 @@ class Extractor:
         params: PyTree,
         people: ReidDataset,
         cameras: Int[np.ndarray, " _n"] | None = None,
-    ) -> tuple[
-        Float32[np.ndarray, "q d"],
-        Float32[np.ndarray, "g d"],
-        Float32[np.ndarray, "q d"],
-    ]:
+    ) -> tuple[Features, Features, Features]:
         """Returns features of the queries, of the gallery, and of occluded queries.
 
         An image that is query and gallery is encoded once.
-
-        Raises:
-          RunError: An image cannot be used; names it.
         """
 
         def extract(records: Int64[np.ndarray, " n"], change: Change | None = None):

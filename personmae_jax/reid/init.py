@@ -11,7 +11,7 @@ from personmae_jax.engine.training import Start
 from personmae_jax.engine.workdir import read_settings
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.pytorch import importer
-from personmae_jax.pytorch.positions import resample_positions
+from personmae_jax.pytorch.positions import resample_positions, say
 
 
 def settle(cfg: PeopleConfig, workdir: str) -> None:
@@ -37,7 +37,7 @@ def settle(cfg: PeopleConfig, workdir: str) -> None:
         _adopt(cfg, source)
         is_other = source.pos_embed_grid != cfg.grid
         cfg.encoder.pos_embed_grid = source.pos_embed_grid if is_other else None
-    elif cfg.init.torch_weights is not None:
+    else:
         size = (cfg.data.height, cfg.data.width)
         _adopt(cfg, importer.settings_of_file(cfg.init, size))
 
@@ -71,7 +71,7 @@ def read_encoder(cfg: PeopleConfig) -> Start:
         params = params | {"pos_embed": resample_positions(table, grid, own)}
     note = f"Encoder from {cfg.init.workdir}, {cfg.init.weights}"
     if grid != own:
-        note += f"; its {grid[0]} x {grid[1]} positions are read at {own[0]} x {own[1]}"
+        note += f"; its {say(grid)} positions are read at {say(own)}"
     if isinstance(source, FinetuneConfig) and source.head.use_cameras:
         note += "; WARNING: it was fine-tuned with camera embeddings, which stay behind"
     return params, (note + ".",)

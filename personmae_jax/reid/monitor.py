@@ -2,22 +2,20 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Float32, Int32, PyTree
+from jaxtyping import Int32, PyTree
 
-from personmae_jax.config import ImageConfig
 from personmae_jax.errors import RunError
 from personmae_jax.reid import retrieval
 from personmae_jax.reid.datasets import ReidDataset
-from personmae_jax.reid.features import Encode, Extractor, camera_centred
+from personmae_jax.reid.features import Extractor, Features, camera_centred
 from personmae_jax.reid.retrieval import Scores
 
-Features = Float32[np.ndarray, "_n d"]
 
-
+@dataclasses.dataclass(frozen=True, eq=False)
 class Monitor:
     """Scores networks by one data set; every host calls it alike and gets the same.
 
@@ -25,44 +23,19 @@ class Monitor:
     a warning: a run of days does not end for a number that nothing learns from.
     """
 
-    def __init__(
-        self,
-        encode: Encode,
-        data: ImageConfig,
-        people: ReidDataset,
-        mesh: Mesh,
-        batch_size: int,
-        *,
-        cameras: Int32[np.ndarray, " n"] | None = None,
-        num_networks: int = 1,
-        centre_cameras: bool = False,
-    ):
-        """Compiles nothing yet.
-
-        Args:
-          encode: Makes the features of all networks at once, one after the other, so
-            that an image is read once.
-          data: Size and limits of the images.
-          people: The queries and the gallery.
-          mesh: Over all devices of all hosts.
-          batch_size: Images at once, over all devices.
-          cameras: Of all records; for an `encode` that takes them.
-          num_networks: Whose features have one length.
-          centre_cameras: Take each camera's mean feature off first.
-        """
-        self._extract = Extractor(encode, data, mesh, batch_size)
-        self._people, self._cameras = people, cameras
-        self._num_networks, self._centre = num_networks, centre_cameras
+    # Makes the features of all networks at once, one after the other, so that an image
+    # is read once.
+    extract: Extractor
+    people: ReidDataset  # the queries and the gallery
+    cameras: Int32[np.ndarray, " n"] | None = None  # for an encoder that takes them
+    num_networks: int = 1  # whose features have one length
+    centre_cameras: bool = False  # take each camera's mean feature off first
 
     def __call__(self, params: PyTree) -> list[tuple[Scores, Scores]]:
-        """Returns the scores of each network: by whole and by occluded queries.
-
-        Raises:
-          RunError: An image cannot be used; names it.
-        """
+        """Returns the scores of each network: by whole and by occluded queries."""
         query, gallery, occluded = (
-            np.split(features, self._num_networks, axis=1)
-            for features in self._extract.of_people(params, self._people, self._cameras)
+            np.split(features, self.num_networks, axis=1)
+            for features in self.extract.of_people(params, self.people, self.cameras)
         )
         return [
             (self._score(whole, against), self._score(hidden, against))
@@ -70,10 +43,10 @@ class Monitor:
         ]
 
     def _score(self, query: Features, gallery: Features) -> Scores:
-        people = self._people
+        people = self.people
         query_people = retrieval.people_in(people, people.query)
         gallery_people = retrieval.people_in(people, people.gallery)
-        if self._centre:
+        if self.centre_cameras:
             cameras = [query_people.cameras, gallery_people.cameras]
             features = np.concatenate([query, gallery])
             features = camera_centred(features, np.concatenate(cameras))
@@ -83,7 +56,6 @@ class Monitor:
             return retrieval.score(distances, query_people, gallery_people)
         except RunError as error:
             logging.warning("No retrieval scores: %s.", error)
-            counts = {"queries": len(query), "gallery": len(gallery)}
-            names = {field.name for field in dataclasses.fields(Scores)}
-            unknown = dict.fromkeys(names, math.nan)
-            return Scores(**{**unknown, "queries_without_match": 0, **counts})
+            found: dict[str, Any] = dict.fromkeys(Scores.__annotations__, math.nan)
+            found |= {"queries": len(query), "gallery": len(gallery)}
+            return Scores(**found | {"queries_without_match": 0})

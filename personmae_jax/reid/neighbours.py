@@ -9,29 +9,30 @@ Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Enco
 """
 
 import itertools
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float32, Int64
 
-from personmae_jax.reid.retrieval import lengths
+from personmae_jax.reid.retrieval import cosine_distances, of_unit_length
 
 Features = Float32[np.ndarray, "_n d"]
-Distances = Callable[[Features, Features], Iterator[Float32[np.ndarray, "_b _g"]]]
 
 _PAIRS = 2**14  # pairs of features compared at once: 96 MiB of ViT-B's
 
 
 def k_nearest(
-    images: Features, k: int, distances: Distances
+    images: Features, k: int, block: int
 ) -> tuple[Int64[np.ndarray, "_n _k"], Float32[np.ndarray, " _n"]]:
-    """The k nearest images of each, nearest first, and its largest distance."""
+    """The k nearest images of each, nearest first, and its largest distance.
+
+    `block` is that of `cosine_distances`.
+    """
     k = min(k, len(images))
     nearest, furthest = [], []
-    for block in distances(images, images):
-        furthest.append(block.max(axis=1))
-        for row in block:
+    for rows in cosine_distances(images, images, block):
+        furthest.append(rows.max(axis=1))
+        for row in rows:
             near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
             nearest.append(near[np.argsort(row[near], kind="stable")[:k]])
     return np.stack(nearest), np.concatenate(furthest)
@@ -78,7 +79,7 @@ def weighed(
     scale: Float32[np.ndarray, " n"],
 ) -> scipy.sparse.csr_array:
     """Weights exp(-(1 - cosine) / scale), each row's sum 1 (equation 7)."""
-    units = images / lengths(images)[:, None]
+    units = of_unit_length(images)
     owner = np.repeat(np.arange(len(images)), np.diff(members.indptr))
     weights = np.empty(len(owner), np.float32)
     for start in range(0, len(owner), _PAIRS):

@@ -17,8 +17,8 @@ import scipy.sparse
 from jaxtyping import Float32
 
 from personmae_jax.reid import neighbours
-from personmae_jax.reid.neighbours import Distances, Features
-from personmae_jax.reid.retrieval import cosine_distances
+from personmae_jax.reid.neighbours import Features
+from personmae_jax.reid.retrieval import BLOCK, cosine_distances
 
 
 def rerank(
@@ -28,7 +28,7 @@ def rerank(
     k1: int = 20,
     k2: int = 6,
     old_weight: float = 0.3,
-    distances: Distances = cosine_distances,
+    block: int = BLOCK,
 ) -> Iterator[Float32[np.ndarray, "_b g"]]:
     """Yields re-ranked distances in blocks of queries, in order.
 
@@ -36,15 +36,15 @@ def rerank(
     before the gallery. The neighbours take (q + g)**2 distances, one block at a time.
 
     Args:
-      query: Features of the queries.
-      gallery: Features of the gallery.
+      query: Of any length but 0, as of the gallery.
+      gallery: The same.
       k1: Neighbours beside the image itself, cut to those that there are.
       k2: Images to average over, the image itself among them; 1: no average.
       old_weight: Of the old distance in the mixture, 0 to 1.
-      distances: (rows, columns) -> 1 - cosine in blocks of rows.
+      block: Distances held at once.
     """
     images = np.concatenate([query, gallery])
-    nearest, furthest = neighbours.k_nearest(images, max(k1 + 1, k2), distances)
+    nearest, furthest = neighbours.k_nearest(images, max(k1 + 1, k2), block)
     half = round(k1 / 2) + 1
     members = neighbours.expanded_reciprocal(nearest[:, : k1 + 1], nearest[:, :half])
     rows = neighbours.weighed(members, images, furthest)
@@ -52,9 +52,9 @@ def rerank(
     of_query = scipy.sparse.csr_array(rows[: len(query)])
     by_member = scipy.sparse.csc_array(rows[len(query) :])
     start = 0
-    for block in distances(query, gallery):
-        stop = start + len(block)
-        old = block / furthest[start:stop, None]
+    for found in cosine_distances(query, gallery, block):
+        stop = start + len(found)
+        old = found / furthest[start:stop, None]
         own = of_query[start:stop]
         new = neighbours.jaccard_distances(own, by_member, len(gallery))
         yield old_weight * old + (1 - old_weight) * new

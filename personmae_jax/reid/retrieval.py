@@ -57,17 +57,13 @@ def cosine_distances(
 ) -> Iterator[Float32[np.ndarray, "_b g"]]:
     """Yields 1 - cosine in blocks of queries, in order; all of them are q x g.
 
-    It orders as the Euclidean distance of features of unit length does.
-
-    Args:
-      query: Features of the queries, of any length but 0.
-      gallery: Features of the gallery.
-      block: Distances in one block; at least one query is taken at a time.
+    It orders as the Euclidean distance of features of unit length does. A block has at
+    most `block` distances, but at least one query.
 
     Raises:
       RunError: A feature is zero or not finite.
     """
-    query, gallery = _unit(query), _unit(gallery)
+    query, gallery = of_unit_length(query), of_unit_length(gallery)
     rows = max(1, block // len(gallery))
     for start in range(0, len(query), rows):
         cosines = query[start : start + rows] @ gallery.T
@@ -77,13 +73,9 @@ def cosine_distances(
 def score(
     distances: Iterable[Float[np.ndarray, "_b g"]], query: People, gallery: People
 ) -> Scores:
-    """Scores a retrieval.
+    """Scores a retrieval by distances as `cosine_distances` yields them.
 
-    Args:
-      distances: Blocks of queries, in order, to the whole gallery, as
-        `cosine_distances` yields them; only their order within a query matters.
-      query: The queries.
-      gallery: The gallery.
+    Only their order within a query matters.
 
     Raises:
       RunError: A distance is not finite, or no query has a match.
@@ -157,17 +149,13 @@ def _judge(
     return is_junk | (is_same & is_seen), is_same & ~is_seen & ~is_junk
 
 
-def lengths(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
-    """Returns the length of every feature.
+def of_unit_length(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Returns features of the same directions.
 
     Raises:
       RunError: A feature is zero or not finite.
     """
-    found = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
-    if not np.all(np.isfinite(found) & (found > 0)):
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))  # `norm` makes a copy
+    if not np.all(np.isfinite(lengths) & (lengths > 0)):
         raise RunError("cannot rank: a feature is zero or not finite")
-    return found
-
-
-def _unit(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    return features / lengths(features)[:, None]
+    return features / lengths[:, None]

@@ -15,38 +15,24 @@ from personmae_jax.reid.monitor import Monitor
 _SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Scorer:
     """Scores a state by the queries and the gallery, and writes retrieval.json."""
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        *,
-        last: int,
-        every: int,
-        unit: tuple[str, float],
-        is_selecting: bool = True,
-    ):
-        """Compiles nothing yet.
-
-        Args:
-          monitor: Of one network, whose parameters are `params` and `statistics`.
-          last: Step of the run, which is scored.
-          every: Steps from one evaluation to the next.
-          unit: What steps are told in, and how many it has, e.g. an epoch.
-          is_selecting: Whether the checkpoint of the highest mAP is kept. If not, the
-            start is scored, too.
-        """
-        self._monitor, self._last, self._every = monitor, last, every
-        self._unit, self._is_selecting = unit, is_selecting
-        self._found: list[dict[str, Any]] = []
-        self._file: epath.Path | None = None
+    monitor: Monitor  # of one network, whose parameters are `params` and `statistics`
+    last: int  # step of the run, which is scored
+    every: int  # steps from one evaluation to the next
+    unit: tuple[str, float]  # what steps are told in, and how many it has
+    # Whether the checkpoint of the highest mAP is kept; else the start is scored, too.
+    is_selecting: bool = True
+    _found: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
+    _file: epath.Path | None = dataclasses.field(default=None, init=False)
 
     @property
     def best_step(self) -> int | None:
         """Of the checkpoint that is kept, 0 before there is any; None: none is."""
         best = self.best
-        return (best["step"] if best else 0) if self._is_selecting else None
+        return (best["step"] if best else 0) if self.is_selecting else None
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -66,8 +52,8 @@ class Scorer:
     def is_due(self, step: int) -> bool:
         """Every so many steps, after the last one, and before the first if asked."""
         if not step:
-            return not self._is_selecting
-        return step == self._last or step % self._every == 0
+            return not self.is_selecting
+        return step == self.last or step % self.every == 0
 
     def __call__(self, step: int, state: Any) -> dict[str, float]:
         """Returns the scores as fractions; "occluded" with a block of queries hidden.
@@ -76,11 +62,11 @@ class Scorer:
           RunError: An image cannot be used, or the disk is full.
         """
         params = {"params": state.params, "statistics": state.statistics}
-        ((whole, occluded),) = self._monitor(params)
+        ((whole, occluded),) = self.monitor(params)
         values = dataclasses.asdict(whole)
         self._found.append({"step": step} | {name: values[name] for name in _SCORES})
         if self._file is not None and jax.process_index() == 0:
-            selected = "best" if self._is_selecting else "last"
+            selected = "best" if self.is_selecting else "last"
             text = {"step": step, **values, "best": self.best, "selected": selected}
             known = {k: None if v != v else v for k, v in text.items()}  # nan
             with reporting_failure(str(self._file)):
@@ -90,10 +76,10 @@ class Scorer:
 
     def table(self) -> str:
         """The scores of every evaluation, a line each; the highest mAP is marked."""
-        unit, length = self._unit
+        unit, length = self.unit
         lines = ["  ".join(f"{name:>7}" for name in ("step", unit, *_SCORES))]
         best = self.best
-        mark = "best" if self._is_selecting else "highest, which only test labels tell"
+        mark = "best" if self.is_selecting else "highest, which only test labels tell"
         for row in self._found:
             cells = [f"{row['step']:7}", f"{row['step'] / length:7.1f}"]
             cells += [f"{row[name]:7.3f}" for name in _SCORES]

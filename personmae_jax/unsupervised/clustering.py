@@ -11,16 +11,14 @@ aware Proxies (arXiv 2012.10674).
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float32, Int, Int32, Int64
 
+from personmae_jax.config_unsupervised import ClusterConfig
 from personmae_jax.errors import RunError
 from personmae_jax.reid import neighbours
-from personmae_jax.reid.neighbours import Distances
-from personmae_jax.reid.retrieval import cosine_distances
 
 OUTLIER = -1  # label of an image that belongs to no cluster
 EPS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)  # tried for eps=None; ours
@@ -29,7 +27,7 @@ MAX_EPS = 0.8  # distances above are not kept
 # Rows of Jaccard distances made at once. Another size of blocks changes 1 in 100,000
 # neighbours by rounding, so these are part of what a label is, and no settings.
 _ROWS = 256
-_distances = functools.partial(cosine_distances, block=2**22)  # 16 MiB
+_BLOCK = 2**22  # cosine distances: 16 MiB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,8 +36,6 @@ class Clusters:
 
     labels: Int32[np.ndarray, " n"]  # from 0, by the first core image; or OUTLIER
     eps: float  # the largest distance of neighbours that was used
-    # (eps, number of clusters) for all of EPS, where they were asked for.
-    by_eps: tuple[tuple[float, int], ...] = ()
 
     @property
     def count(self) -> int:
@@ -56,46 +52,28 @@ class Clusters:
         return int(np.count_nonzero(self.labels == OUTLIER))
 
 
-def cluster(
-    features: Float32[np.ndarray, "_n _d"],
-    *,
-    k1: int = 30,
-    k2: int = 6,
-    eps: float | None = 0.6,
-    min_samples: int = 4,
-    distances: Distances = _distances,
-) -> Clusters:
-    """Groups images that are likely of one person.
+def cluster(features: Float32[np.ndarray, "_n _d"], cfg: ClusterConfig) -> Clusters:
+    """Groups images that are likely of one person, by a feature of each.
 
-    Args:
-      features: One an image, of any length but 0.
-      k1: Nearest images, the image itself among them, tested for reciprocity.
-      k2: Images to average over, the image itself among them; 1: no average.
-      eps: Largest Jaccard distance of neighbours, at most MAX_EPS; None: that of EPS
-        which makes the most clusters, the smallest of equals.
-      min_samples: Images within eps, the image itself among them, that make a core.
-      distances: (rows, columns) -> 1 - cosine in blocks of rows.
+    Without `cfg.eps`, at most MAX_EPS, it is that of EPS which makes the most clusters,
+    the smallest of equals.
 
     Raises:
       RunError: Fewer than two clusters, with the number of them at each eps; or a
         feature is zero or not finite.
     """
-    graph = jaccard_graph(features, k1, k2, distances)
-    by_eps: tuple[tuple[float, int], ...] = ()
+    graph, eps = jaccard_graph(features, cfg.k1, cfg.k2), cfg.eps
     if eps is None:
-        by_eps = clusters_by_eps(graph, min_samples)
+        by_eps = clusters_by_eps(graph, cfg.min_samples)
         eps = max(by_eps, key=lambda pair: pair[1])[0]  # the first of equals
-    found = Clusters(labels=dbscan(graph, eps, min_samples), eps=eps, by_eps=by_eps)
+    found = Clusters(labels=dbscan(graph, eps, cfg.min_samples), eps=eps)
     if found.count < 2:
-        raise RunError(_collapse(found, by_eps or clusters_by_eps(graph, min_samples)))
+        raise RunError(_collapse(found, clusters_by_eps(graph, cfg.min_samples)))
     return found
 
 
 def jaccard_graph(
-    features: Float32[np.ndarray, "_n _d"],
-    k1: int,
-    k2: int,
-    distances: Distances = _distances,
+    features: Float32[np.ndarray, "_n _d"], k1: int, k2: int
 ) -> scipy.sparse.csr_array:
     """Jaccard distances up to MAX_EPS, symmetric to the bit; 0 is stored as such.
 
@@ -103,7 +81,7 @@ def jaccard_graph(
     Euclidean distance of unit features)) and averaged over its k2 nearest.
     """
     n = len(features)
-    nearest, _ = neighbours.k_nearest(features, max(k1, k2), distances)
+    nearest, _ = neighbours.k_nearest(features, max(k1, k2), _BLOCK)
     half = round(k1 / 2) + 1  # as in the authors' code, where k1 counts the image
     members = neighbours.expanded_reciprocal(nearest[:, :k1], nearest[:, :half])
     # exp(-(1 - cosine) / 0.5) = exp(-(2 - 2 cosine))

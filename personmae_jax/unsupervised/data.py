@@ -17,19 +17,13 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import FolderRecords, Records
 from personmae_jax.data.workers import num_cores
 from personmae_jax.errors import ConfigError
-from personmae_jax.reid.datasets import (
-    ReidDataset,
-    check_retrieval,
-    open_dataset,
-    synthetic_dataset,
-)
+from personmae_jax.reid.datasets import ReidDataset, check_retrieval, open_people
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Unlabelled:
     """Images without identities, in the order of their bytes' hash."""
 
-    where: str  # what messages call it
     records: Records
     indices: Int64[np.ndarray, " n"]  # of each among the records that it is from
     cameras: Int32[np.ndarray, " n"]  # counted from 0; all 0 if not known
@@ -70,12 +64,13 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
       ConfigError: There are no such images, or too few, or queries that none of the
         gallery matches.
     """
-    data = cfg.data
+    data, people = cfg.data, None
     if data.layout == "images":
-        folder = FolderRecords(str(data.path))
-        cameras = np.zeros(len(folder), np.int64)
+        where, records = f"{data.path!r}", FolderRecords(str(data.path))
+        indices = np.arange(len(records))
+        cameras = np.zeros(len(records), np.int64)
         if data.camera_folders:
-            parts = [folder.name(i).split(os.sep) for i in range(len(folder))]
+            parts = [records.name(i).split(os.sep) for i in range(len(records))]
             tops = [part[0] for part in parts]
             if alone := [part[0] for part in parts if len(part) == 1]:
                 raise ConfigError(
@@ -83,25 +78,25 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
                     f"are in no camera's folder, e.g. {alone[0]}; move them into one"
                 )
             cameras = np.unique(tops, return_inverse=True)[1]
-        target = unlabelled(f"{data.path!r}", folder, np.arange(len(folder)), cameras)
-        people = None
     else:
-        people = _open_people(cfg)
-        cameras = people.cameras[people.train]
-        target = unlabelled(people.where, people.records, people.train, cameras)
+        # Training images alone do, where there are no queries.
+        people = open_people(data, is_scored=False)
+        if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
+            check_retrieval(people)
+        where, records, indices = people.where, people.records, people.train
+        cameras = people.cameras[indices]
         people = people if cfg.eval.every_rounds and len(people.query) else None
     least = max(2 * cfg.sampling.clusters, cfg.cluster.k1 + 1)
-    if len(target) < least:
+    if len(indices) < least:
         raise ConfigError(
-            f"{target.where} has {len(target)} images to train on; "
+            f"{where} has {len(indices)} images to train on; "
             f"{cfg.sampling.clusters} clusters a step and k1={cfg.cluster.k1} take "
             f"{least} or more"
         )
-    return target, people
+    return unlabelled(records, indices, cameras), people
 
 
 def unlabelled(
-    where: str,
     records: Records,
     indices: Int64[np.ndarray, " n"],
     cameras: Int64[np.ndarray, " n"],
@@ -129,22 +124,8 @@ def unlabelled(
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
     chosen = indices[order]
     return Unlabelled(
-        where=where,
         records=ChosenRecords(records, chosen),
         indices=chosen,
         cameras=numbers[order],
         sha256=hashlib.sha256(b"".join(sorted(keys))).hexdigest(),
     )
-
-
-def _open_people(cfg: UnsupervisedConfig) -> ReidDataset:
-    data = cfg.data
-    if data.layout == "synthetic":
-        return synthetic_dataset(data.synthetic, data.synthetic_train)
-    # Training images alone do, where there are no queries.
-    people = open_dataset(
-        data.layout, str(data.path), data.query_camera, is_scored=False
-    )
-    if cfg.eval.every_rounds and cfg.eval.path is None and len(people.query):
-        check_retrieval(people)
-    return people

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from personmae_jax.config_unsupervised import MemoryConfig
+
 Vectors = Float[Array, "rows d"]
 
 
@@ -78,9 +80,7 @@ def proxy_loss(
     logits: Float[Array, "b rows"],
     labels: Int[Array, " b"],
     memory: Memory,
-    *,
-    cross_camera_weight: float,
-    num_negatives: int,
+    cfg: MemoryConfig,
 ) -> Float[Array, ""]:
     """Mean loss within each image's camera, and of its cluster across cameras.
 
@@ -93,13 +93,13 @@ def proxy_loss(
     within = jax.nn.log_softmax(jnp.where(own_camera, logits, -jnp.inf))
     own_cluster = memory.clusters[labels][:, None] == memory.clusters[None, :]
     own_cluster &= jnp.isfinite(logits)  # of the used rows
-    count = min(num_negatives, logits.shape[1])
+    count = min(cfg.num_negatives, logits.shape[1])
     negatives, _ = jax.lax.top_k(jnp.where(own_cluster, -jnp.inf, logits), count)
     positives = jnp.where(own_cluster, logits, -jnp.inf)
     total = jax.nn.logsumexp(jnp.concatenate([positives, negatives], axis=1), axis=1)
     mean = jnp.sum(jnp.where(own_cluster, logits, 0.0), axis=1)
     mean /= jnp.sum(own_cluster, axis=1)
-    return jnp.mean(cross_camera_weight * (total - mean) - _at(within, labels))
+    return jnp.mean(cfg.cross_camera_weight * (total - mean) - _at(within, labels))
 
 
 def updated(

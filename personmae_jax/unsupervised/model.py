@@ -14,13 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.models import personmae
 from personmae_jax.reid import features
-from personmae_jax.reid.features import Encode
 
 
 def init_params(
@@ -45,20 +43,10 @@ def encode(
     cfg: UnsupervisedConfig,
     params: PyTree,
     images: UInt8[Array, "b height width 3"],
-    *,
-    drop_path_mask: Float[Array, "depth 2 b"] | None = None,
-    dtype: DTypeLike = jnp.float32,
+    **how: Any,
 ) -> Float[Array, "b d"]:
-    """The float32 feature before the batch norm, after the encoder's final norm."""
+    """The float32 feature before the batch norm; `how`: of `personmae.encode`."""
     tokens = features.encode_tokens(
-        *(cfg.encoder, cfg.data, params["encoder"], images),
-        drop_path_mask=drop_path_mask,
-        dtype=dtype,
-        remat=cfg.train.remat,
+        cfg.encoder, cfg.data, params["encoder"], images, **how, remat=cfg.train.remat
     )
     return features.pool(tokens, cfg.head.feature, cfg.grid)
-
-
-def make_encode(cfg: UnsupervisedConfig, dtype: DTypeLike) -> Encode:
-    """Returns (params and statistics, images, cameras) -> features after the neck."""
-    return features.make_neck_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype)

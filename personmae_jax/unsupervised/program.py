@@ -12,11 +12,8 @@ from personmae_jax.models import batch_norm
 from personmae_jax.optim import layerwise_optimizer, stepwise
 from personmae_jax.unsupervised import model
 from personmae_jax.unsupervised.clustering import OUTLIER
-from personmae_jax.unsupervised.step import (
-    UnsupervisedState,
-    init_memory,
-    make_train_step,
-)
+from personmae_jax.unsupervised.memory import Memory
+from personmae_jax.unsupervised.step import UnsupervisedState, make_train_step
 
 _LR_IMAGES = 256  # images a step at which `base_lr` is meant
 
@@ -40,12 +37,18 @@ def build(
 
     def init(encoder: PyTree | None = None) -> UnsupervisedState:
         params = model.init_params(cfg, jax.random.key(cfg.train.seed), encoder)
+        width = model.width(cfg)
         return UnsupervisedState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            statistics=batch_norm.init_statistics(model.width(cfg)),
+            statistics=batch_norm.init_statistics(width),
             opt_state=tx.init(params),
-            memory=init_memory(num_images, model.width(cfg)),
+            memory=Memory(  # no row is used before the first clustering
+                vectors=jnp.zeros((num_images, width)),
+                clusters=jnp.zeros(num_images, jnp.int32),
+                cameras=jnp.zeros(num_images, jnp.int32),
+                num_rows=jnp.zeros((), jnp.int32),
+            ),
             labels=jnp.full(num_images, OUTLIER, jnp.int32),
         )
 

@@ -13,21 +13,25 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Program
 from personmae_jax.errors import RunError
-from personmae_jax.reid.features import Extractor, camera_centred
+from personmae_jax.reid.features import (
+    Extractor,
+    Features,
+    camera_centred,
+    make_neck_encode,
+)
 from personmae_jax.sharding import matmul_dtype
-from personmae_jax.unsupervised import clustering, memory, model
+from personmae_jax.unsupervised import clustering, memory
 from personmae_jax.unsupervised.clustering import OUTLIER, Clusters
 from personmae_jax.unsupervised.data import Unlabelled
 from personmae_jax.unsupervised.sampling import ClusterBatches
 from personmae_jax.unsupervised.step import UnsupervisedState
 
-Features = Float32[np.ndarray, "n d"]
 Labels = Int32[np.ndarray, " n"]
 # (round, clusters, features) -> more numbers for the round's row; on process 0.
 Show = Callable[[int, Clusters, Features], dict[str, int | float]]
@@ -46,8 +50,10 @@ class PseudoLabels:
         """Compiles nothing yet; `show` will be told of every clustering."""
         self._cfg, self._program, self._target = cfg, program, target
         self._show = show
-        self._extract = Extractor(
-            model.make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh)),
+        dtype = matmul_dtype(cfg.train.matmul_dtype, program.mesh)
+        # Also for scores, which are by the same feature: it is compiled once.
+        self.extract = Extractor(
+            make_neck_encode(cfg.encoder, cfg.data, cfg.head.feature, dtype),
             *(cfg.data, program.mesh, cfg.eval.batch_size),
         )
         self._whole = jax.jit(
@@ -84,21 +90,11 @@ class PseudoLabels:
     def make_labels(
         self, round_: int, features: Features
     ) -> tuple[Labels, dict[str, int | float]]:
-        """Returns the cluster of every image or OUTLIER, and numbers for the row.
-
-        Raises:
-          RunError: There are fewer than two clusters, or a feature is zero.
-        """
+        """Returns the cluster of every image or OUTLIER, and numbers for the row."""
         cfg, cameras = self._cfg.cluster, self._target.cameras
         if cfg.centre_cameras:
             features = camera_centred(features, cameras)
-        clusters = clustering.cluster(
-            features,
-            k1=cfg.k1,
-            k2=cfg.k2,
-            eps=cfg.eps,
-            min_samples=cfg.min_samples,
-        )
+        clusters = clustering.cluster(features, cfg)
         doubts = clustering.doubts(clusters, cameras)
         for kind in doubts.keys() - self._told:  # each is said once
             logging.warning("Round %d: %s", round_, doubts[kind])
@@ -130,7 +126,7 @@ class PseudoLabels:
         began = time.monotonic()
         params = {"params": state.params, "statistics": state.statistics}
         n = len(self._target)
-        features = self._extract(params, self._target.records, range(n))
+        features = self.extract(params, self._target.records, range(n))
         numbers: dict[str, int | float] = {"round": round_}
         labels, error = np.full(n, OUTLIER, np.int32), None
         if jax.process_index() == 0:

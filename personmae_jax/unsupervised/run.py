@@ -6,46 +6,17 @@ from etils import epath
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
 from personmae_jax.engine import loop
-from personmae_jax.engine.program import Program
 from personmae_jax.engine.storage import open_path
 from personmae_jax.engine.training import Training
 from personmae_jax.reid.datasets import ReidDataset
 from personmae_jax.reid.init import read_encoder
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.scorer import Scorer
-from personmae_jax.sharding import matmul_dtype
-from personmae_jax.unsupervised import model, quality
+from personmae_jax.unsupervised import quality
 from personmae_jax.unsupervised.data import Unlabelled
 from personmae_jax.unsupervised.program import build
 from personmae_jax.unsupervised.report import write_report
 from personmae_jax.unsupervised.rounds import PseudoLabels
-
-
-def run(
-    cfg: UnsupervisedConfig,
-    workdir: str,
-    target: Unlabelled,
-    people: ReidDataset | None,
-    scored: ReidDataset | None = None,
-    *,
-    labels: type[PseudoLabels] = PseudoLabels,
-) -> int:
-    """Trains to the last step or until interrupted; resumes what `workdir` holds.
-
-    Scores by `scored`, else by `people`, steer nothing; without either there are none.
-    `people` are those of the target, for `known_` rows. `labels` makes pseudo labels.
-
-    Returns:
-      The exit code of `loop.run`.
-
-    Raises:
-      ConfigError: The settings do not fit the devices, the workdir or what the encoder
-        starts from.
-      RunError: The run had to stop, e.g. because everybody is one cluster. Checkpoints
-        saved before are good.
-    """
-    training = make_training(cfg, workdir, target, people, scored, labels=labels)
-    return loop.run(training, workdir)
 
 
 def make_training(
@@ -57,12 +28,17 @@ def make_training(
     *,
     labels: type[PseudoLabels] = PseudoLabels,
 ) -> Training:
-    """Returns what the loop runs; arguments and errors are those of `run`."""
+    """Returns what the loop runs in `workdir`, where it may have begun before.
+
+    Scores by `scored`, else by `people`, steer nothing; without either there are none.
+    `people` are those of the target, for `known_` rows. `labels` makes pseudo labels.
+
+    Raises:
+      ConfigError: The settings do not fit the devices, or what the encoder starts from.
+    """
     check_unsupervised(cfg, jax.device_count())
     start = loop.read_early(workdir, lambda: read_encoder(cfg))
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    scored = people if scored is None else scored
-    scorer = None if scored is None else _make_scorer(cfg, program, scored)
     path, rounds = open_path(workdir), cfg.train.rounds
 
     def show(round_, clusters, features):
@@ -74,32 +50,27 @@ def make_training(
             return {}
         return quality.known(clusters.labels, people.identities[target.indices])
 
+    batches = labels(cfg, program, target, show)
+    scored, scorer = people if scored is None else scored, None
+    if scored is not None:
+        steps = cfg.train.steps_per_round
+        scorer = Scorer(
+            monitor=Monitor(batches.extract, scored),
+            last=program.num_steps,
+            every=cfg.eval.every_rounds * steps,
+            unit=("round", float(steps)),
+            is_selecting=False,
+        )
     return Training(
         program=program,
         data={"num_records": len(target), "images_sha256": target.sha256},
         about=f"{len(target):,} images of {target.num_cameras} cameras without labels, "
         f"{rounds} rounds of {cfg.train.steps_per_round} steps",
         start=start,
-        batches=labels(cfg, program, target, show),
+        batches=batches,
         summary=lambda path: _summarise(path, program.num_steps, scorer),
         scorer=scorer,
         memory_hint="a smaller --config.eval.batch_size",
-    )
-
-
-def _make_scorer(
-    cfg: UnsupervisedConfig,
-    program: Program[UnsupervisedConfig],
-    people: ReidDataset,
-) -> Scorer:
-    encode = model.make_encode(cfg, matmul_dtype(cfg.train.matmul_dtype, program.mesh))
-    monitor = Monitor(encode, *(cfg.data, people, program.mesh, cfg.eval.batch_size))
-    return Scorer(
-        monitor,
-        last=program.num_steps,
-        every=cfg.eval.every_rounds * cfg.train.steps_per_round,
-        unit=("round", float(cfg.train.steps_per_round)),
-        is_selecting=False,
     )
 
 

@@ -1,10 +1,6 @@
 """Training batches of P clusters with K images each, a function of (seed, round, step).
 
-The clusters of a round's batches are a stream of passes. In each pass every cluster
-comes once, in an order of its own; where P does not divide their number, those left
-over at its end are left out, others in each pass. Where there are fewer than P, the
-stream goes on within the batch. Of a cluster, each pass shows the next image of a
-permutation, and K - 1 others with it.
+Of a cluster, each pass shows the next image of a permutation, and K - 1 others with it.
 
 Source: RandomMultipleGallerySampler of damo-cv/TransReID-SSL, whose K - 1 others are of
 other cameras too; there they are drawn at random, here each camera has its turn.
@@ -13,69 +9,40 @@ other cameras too; there they are drawn at random, here each camera has its turn
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from personmae_jax.config_unsupervised import UnsupervisedConfig
+from personmae_jax.config_unsupervised import ClusterSamplingConfig, UnsupervisedConfig
 from personmae_jax.data.batches import Batch
-from personmae_jax.data.rng import RecordOrder
-from personmae_jax.reid.batches import PeopleBatches
-from personmae_jax.unsupervised.clustering import OUTLIER
+from personmae_jax.reid.batches import GroupSampler, PeopleBatches
 from personmae_jax.unsupervised.data import Unlabelled
 
 _FIRST, _OTHERS = 3, 4  # what random numbers are for; see reid/batches.py
 
 
-class ClusterSampler:
-    """Which image stands in which row of which batch of a round."""
+class ClusterSampler(GroupSampler):
+    """The images in the rows of every batch of a round, whose steps are from 0."""
 
     def __init__(
         self,
         labels: Int32[np.ndarray, " n"],
         cameras: Int32[np.ndarray, " n"],
-        *,
-        clusters: int,
-        images: int,
-        across_cameras: bool,
-        seed: int,
-        round_: int,
+        cfg: ClusterSamplingConfig,
+        seed: tuple[int, int],
     ):
-        """Sorts the images by cluster, of which a batch has P = `clusters`.
+        """Sorts the images; `seed` is that of the run, and the round.
 
-        The K - 1 others of its `images` are of other cameras than the first if
-        `across_cameras`, in clusters that have some.
+        The K - 1 others are of other cameras than the first if `cfg.across_cameras`,
+        in clusters that have some.
         """
-        order = np.argsort(labels, kind="stable")[np.count_nonzero(labels == OUTLIER) :]
-        counts = np.bincount(labels[order])
-        self._images_of = np.split(order, np.cumsum(counts)[:-1])
-        self._cameras, self._across = cameras, across_cameras
-        self._p, self._k, self._seed = clusters, images, (seed, round_)
+        self._cameras, self._across = cameras, cfg.across_cameras
+        self._seed = seed
         state = np.random.SeedSequence(self._seed).generate_state(1)
-        self._order = RecordOrder(len(counts), int(state[0]))
+        super().__init__(labels, cfg.clusters, cfg.images, int(state[0]))
 
-    def batch(self, step: int) -> Int64[np.ndarray, " b"]:
-        """The images of a whole batch, those of a cluster side by side.
-
-        Args:
-          step: From 0 in each round.
-        """
-        count = len(self._images_of)
-        first = step * self._p
-        if count >= self._p:
-            passes, number = divmod(step, count // self._p)
-            first = passes * count + number * self._p
-        positions = range(first, first + self._p)
-        chosen = self._order.records(positions)
-        return np.concatenate(
-            [
-                self._images(int(cluster), position // count)
-                for cluster, position in zip(chosen, positions, strict=True)
-            ]
-        )
-
-    def _images(self, cluster: int, passes: int) -> Int64[np.ndarray, " k"]:
-        own = self._images_of[cluster]
+    def _images(self, group: int, passes: int) -> Int64[np.ndarray, " k"]:
+        own = self._images_of[group]
         turns, turn = divmod(passes, len(own))
-        rng = np.random.default_rng((*self._seed, _FIRST, cluster, turns))
+        rng = np.random.default_rng((*self._seed, _FIRST, group, turns))
         first = rng.permutation(own)[turn]
-        rng = np.random.default_rng((*self._seed, _OTHERS, cluster, passes))
+        rng = np.random.default_rng((*self._seed, _OTHERS, group, passes))
         others = rng.permutation(own[own != first])
         if self._across:
             cameras = self._cameras[others]
@@ -112,11 +79,9 @@ class ClusterBatches(PeopleBatches):
         clusters: Int32[np.ndarray, " n"],
         rows: Int32[np.ndarray, " n"],
         round_: int,
-        *,
-        host: int = 0,
-        num_hosts: int = 1,
+        **hosts: int,
     ):
-        """Prepares the stream, as `HostBatches`; nothing is read yet.
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`.
 
         `rows` are of the memory, for every image. The first batch has the number
         round_ * steps_per_round.
@@ -124,18 +89,12 @@ class ClusterBatches(PeopleBatches):
         super().__init__(
             *(target.records, cfg.data, cfg.augment, cfg.train.seed),
             batch_size=cfg.batch_size,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._rows = rows
         self._first_step = round_ * cfg.train.steps_per_round
         self._sampler = ClusterSampler(
-            *(clusters, target.cameras),
-            clusters=cfg.sampling.clusters,
-            images=cfg.sampling.images,
-            across_cameras=cfg.sampling.across_cameras,
-            seed=cfg.train.seed,
-            round_=round_,
+            *(clusters, target.cameras, cfg.sampling, (cfg.train.seed, round_))
         )
 
     def choose(self, step: int) -> tuple[Int64[np.ndarray, " b"], Batch]:

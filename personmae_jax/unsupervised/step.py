@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
@@ -34,13 +34,6 @@ class UnsupervisedState:
     labels: Int[Array, " n"] | PyTree  # cluster of every image of the target, or -1
 
 
-def init_memory(num_images: int, width: int) -> Memory:
-    """The memory before the first clustering: no row is used."""
-    zeros = jnp.zeros(num_images, jnp.int32)
-    vectors = jnp.zeros((num_images, width))
-    return Memory(vectors, zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
-
-
 def make_train_step(
     cfg: UnsupervisedConfig,
     tx: optax.GradientTransformation,
@@ -64,7 +57,10 @@ def make_train_step(
         features, statistics = batch_norm.batch_norm(features, scale, statistics)
         features = unit(features)
         logits = memory.similarities(features, bank, cfg.memory.temperature)
-        loss = _loss(cfg, logits, labels, bank)
+        if cfg.memory.camera_proxies:
+            loss = memory.proxy_loss(logits, labels, bank, cfg.memory)
+        else:
+            loss = memory.contrast_loss(logits, labels)
         found = bank.clusters[jnp.argmax(logits, axis=1)]
         is_right = (found == bank.clusters[labels]).astype(jnp.float32)
         metrics = {"loss": loss, "accuracy": jnp.mean(is_right)}
@@ -93,18 +89,3 @@ def make_train_step(
         return state, metrics
 
     return train_step
-
-
-def _loss(
-    cfg: UnsupervisedConfig,
-    logits: Float[Array, "b rows"],
-    labels: Int[Array, " b"],
-    bank: Memory,
-) -> Float[Array, ""]:
-    if not cfg.memory.camera_proxies:
-        return memory.contrast_loss(logits, labels)
-    return memory.proxy_loss(
-        *(logits, labels, bank),
-        cross_camera_weight=cfg.memory.cross_camera_weight,
-        num_negatives=cfg.memory.num_negatives,
-    )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from finetuning import tiny_finetuning, tiny_people
 
+from personmae_jax.config_finetune import SamplingConfig
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import sampling
 from personmae_jax.finetune.sampling import FinetuneBatches, IdentitySampler
@@ -20,7 +21,7 @@ PASS = 3  # batches of 2 identities; one of 7 is left out
 
 def sampler(seed: int = 0, **changes) -> IdentitySampler:
     given = {"identities": 2, "images": 4} | changes
-    return IdentitySampler(LABELS, seed=seed, **given)
+    return IdentitySampler(LABELS, SamplingConfig(**given), seed)
 
 
 def test_a_batch_is_p_identities_of_k_images_side_by_side():
@@ -53,7 +54,9 @@ def test_no_image_comes_twice_in_a_batch_unless_there_are_too_few():
 
 
 def test_a_round_shows_an_identity_s_images_once_before_it_begins_anew():
-    one = IdentitySampler(np.repeat([0, 1], 8), identities=2, images=4, seed=3)
+    one = IdentitySampler(
+        np.repeat([0, 1], 8), SamplingConfig(identities=2, images=4), seed=3
+    )
     for start in range(0, 20, 2):
         rows = np.concatenate([one.batch(start), one.batch(start + 1)])
         assert sorted(rows) == list(range(16))

@@ -120,7 +120,7 @@ def test_scores_stand_in_the_rows_of_their_steps_and_before_the_first(watched):
 
 
 def test_evaluating_is_compiled_once(watched):
-    assert watched[1]._monitor._extract._encode._cache_size() == 1
+    assert watched[1]._monitor.extract._encode._cache_size() == 1
 
 
 def test_before_the_first_step_the_teacher_is_the_student(watched):

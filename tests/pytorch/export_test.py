@@ -19,12 +19,12 @@ from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.models import personmae
 from personmae_jax.pixels import patchify
 from personmae_jax.pytorch import export as export_module
-from personmae_jax.pytorch import weights
+from personmae_jax.pytorch import verification, weights
 from personmae_jax.pytorch.export import export
 from personmae_jax.pytorch.layouts import LAYOUTS
 
 ROOT = pathlib.Path(__file__).parents[2]
-OF_ENCODERS = [name for name, layout in LAYOUTS.items() if layout.read_head is None]
+OF_ENCODERS = [name for name, layout in LAYOUTS.items() if not layout.has_neck]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ needs_torch = pytest.mark.skipif(
 )
 
 
-def read(file, layout: str = "safetensors"):
-    return LAYOUTS[layout].read(file)
+def read(file):
+    return verification.read_back(file)[0]
 
 
 def tensors_of(params, cfg=None):
@@ -62,9 +62,9 @@ def tensors_of(params, cfg=None):
     )
 
 
-def assert_holds(file, params, layout: str = "safetensors") -> None:
+def assert_holds(file, params) -> None:
     for name, tensor in tensors_of(params).items():
-        np.testing.assert_array_equal(read(file, layout)[name], tensor)
+        np.testing.assert_array_equal(read(file)[name], tensor)
 
 
 def left_in(folder) -> set[str]:
@@ -133,9 +133,9 @@ def test_learned_positions_are_exported_and_resampled(tmp_path):
     params = exported.trained_like(cfg.encoder) | {"pos_embed": table}
     exported.make_run(tmp_path / "run", cfg, {1: (params, params)})
     export(tmp_path / "run", tmp_path / "vit.pth")
-    np.testing.assert_array_equal(read(tmp_path / "vit.pth", "mae")["pos_embed"], table)
+    np.testing.assert_array_equal(read(tmp_path / "vit.pth")["pos_embed"], table)
     export(tmp_path / "run", tmp_path / "grid.pth", grid=(4, 4))
-    resampled = read(tmp_path / "grid.pth", "mae")["pos_embed"]
+    resampled = read(tmp_path / "grid.pth")["pos_embed"]
     assert resampled.shape == (1, 17, 32)
     np.testing.assert_array_equal(resampled[:, 0], table[:, 0])  # cls
     assert "learned" in (tmp_path / "grid.pth.md").read_text()
@@ -214,7 +214,7 @@ def test_an_older_file_is_replaced(workdir, encoders, tmp_path):
     file = tmp_path / "vit.pth"
     file.write_bytes(b"older")
     export(workdir, file)
-    assert_holds(file, encoders[20][0], "mae")
+    assert_holds(file, encoders[20][0])
 
 
 class Killed(BaseException):
@@ -324,11 +324,13 @@ def test_without_torch_safetensors_is_written_and_called_unverified(
 
 @pytest.mark.usefixtures("without_torch")
 def test_without_torch_the_file_is_still_read_back(workdir, tmp_path, monkeypatch):
-    layout = LAYOUTS["safetensors"]
-    lossy = layout._replace(
-        read=lambda path: layout.read(path) | {"norm.bias": np.zeros(32, np.float32)}
-    )
-    monkeypatch.setitem(LAYOUTS, "safetensors", lossy)
+    read_back = verification.read_back
+
+    def lossy(path):
+        tensors, neck = read_back(path)
+        return tensors | {"norm.bias": np.zeros(32, np.float32)}, neck
+
+    monkeypatch.setattr(verification, "read_back", lossy)
     with pytest.raises(RunError, match="reads back otherwise"):
         export(workdir, tmp_path / "vit.safetensors", layout="safetensors")
     assert left_in(tmp_path) == set()

@@ -149,13 +149,13 @@ def test_our_own_exports_come_back_bit_for_bit(layout, tensors, tmp_path):
     path = tmp_path / f"export{chosen.suffixes[0] if chosen.suffixes else ''}"
     chosen.write(path, tensors, OWN_META)
     cfg = with_file(path if path.is_file() else path / "model.safetensors")
-    assert_encoder(read_encoder(cfg).params, tensors)
+    assert_encoder(read_encoder(cfg)[0], tensors)
 
 
 @pytest.mark.parametrize("kind", ["MAE", "TransReID-SSL", "PASS", "PersonViT"])
 def test_what_is_left_out_is_told_by_name(kind, tensors, tmp_path):
     path = save_torch(tmp_path / "file.pth", FILES[kind](tensors))
-    notes = read_encoder(with_file(path)).notes
+    notes = read_encoder(with_file(path))[1]
     left_out = notes[-1]
     names = {
         "MAE": "mask_token, decoder_pos_embed, decoder_blocks.0.norm1.weight, "
@@ -176,7 +176,7 @@ def test_beits_biases_are_joined_with_zeros_for_the_keys(tensors, tmp_path):
     path = save_torch(tmp_path / "b.pth", {"model": torch_files.split_beit(tensors)})
     for i in range(2):
         tensors[f"blocks.{i}.attn.qkv.bias"][16:32] = 0
-    assert_encoder(read_encoder(with_file(path)).params, tensors)
+    assert_encoder(read_encoder(with_file(path))[0], tensors)
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
@@ -187,7 +187,7 @@ def test_no_file_needs_torch_to_be_read(kind, tensors, tmp_path, monkeypatch):
     else:
         save_file(tensors | noise("head.weight"), path)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # cannot be imported
-    assert_encoder(read_encoder(with_file(path)).params, tensors)
+    assert_encoder(read_encoder(with_file(path))[0], tensors)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -206,7 +206,7 @@ def test_other_precisions_become_float32(kind, dtype, tensors, tmp_path):
 
         safetensors_torch.save_file(halves, path)
     expected = {name: value.float().numpy() for name, value in halves.items()}
-    assert_encoder(read_encoder(with_file(path)).params, expected)
+    assert_encoder(read_encoder(with_file(path))[0], expected)
 
 
 def test_strided_and_shared_tensors_are_read_as_they_look(tensors, tmp_path):
@@ -220,7 +220,7 @@ def test_strided_and_shared_tensors_are_read_as_they_look(tensors, tmp_path):
     tensors[name] = tensors[name].T
     tensors["blocks.1.norm1.bias"] = tensors["blocks.0.norm1.bias"]
     tensors["norm.bias"] = tensors["blocks.0.mlp.fc1.bias"][3:19]
-    assert_encoder(read_encoder(with_file(tmp_path / "file.pth")).params, tensors)
+    assert_encoder(read_encoder(with_file(tmp_path / "file.pth"))[0], tensors)
 
 
 def refusal(cfg) -> str:

@@ -67,7 +67,7 @@ def test_an_imported_encoder_answers_as_in_pytorch(
         tensors["pos_embed"] = learned_table(tiny_config(), 8)
     path = save_torch(tmp_path / "f.pth", tensors)
     cfg = with_file(path, learned_positions=is_learned)
-    params = read_encoder(cfg).params
+    params = read_encoder(cfg)[0]
     expected = their_tokens(cfg, tensors, images, cfg.data.mean, cfg.data.std)
     np.testing.assert_allclose(our_tokens(cfg, params, images), expected, **TOLERANCE)
 
@@ -80,9 +80,9 @@ def test_folding_the_input_normalisation_leaves_every_answer_as_it_was(
     cfg.init.fold_normalisation = True
     cfg.data.mean, cfg.data.std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
     expected = their_tokens(cfg, tensors, images, (0.5,) * 3, (0.5,) * 3)
-    folded = our_tokens(cfg, read_encoder(cfg).params, images)
+    folded = our_tokens(cfg, read_encoder(cfg)[0], images)
     np.testing.assert_allclose(folded, expected, **TOLERANCE)
-    wrong = our_tokens(cfg, read_encoder(plain).params, images)
+    wrong = our_tokens(cfg, read_encoder(plain)[0], images)
     assert np.abs(wrong - expected).max() > 0.1
 
 
@@ -132,7 +132,7 @@ def test_an_export_of_another_run_tells_where_its_codes_were_trained(tensors, tm
         "meta": {"trained_grid": [6, 3]},
     }
     path = save_torch(tmp_path / "f.pth", content)
-    assert_encoder(read_encoder(with_file(path)).params, tensors)
+    assert_encoder(read_encoder(with_file(path))[0], tensors)
     del content["meta"]
     path = save_torch(tmp_path / "f.pth", content)
     assert "not the fixed sine-cosine one" in refusal(with_file(path))
@@ -235,7 +235,7 @@ def test_so_is_the_row_of_transformers_deit(tensors, tmp_path):
     }
     save_file(prefixed("deit.", content), tmp_path / "f.safetensors")
     cfg = with_file(tmp_path / "f.safetensors", learned_positions=True)
-    assert_encoder(read_encoder(cfg).params, tensors, pos_embed=table)
+    assert_encoder(read_encoder(cfg)[0], tensors, pos_embed=table)
 
 
 def test_our_export_tells_the_grid_that_its_number_of_patches_does_not(
@@ -268,7 +268,7 @@ def test_a_learned_file_of_24_x_8_patches_starts_another_run_by_a_setting(
     assert "--config.init.grid=ROWS,COLUMNS" in refusal(cfg)
     cfg.init.grid = (24, 8)
     expected = resample_positions(table, (24, 8), (4, 2))
-    assert_encoder(read_encoder(cfg).params, tensors, pos_embed=expected)
+    assert_encoder(read_encoder(cfg)[0], tensors, pos_embed=expected)
 
 
 @pytest.mark.parametrize("grid", [(16, 12), (24, 8)])
@@ -280,6 +280,6 @@ def test_the_size_that_is_asked_for_tells_the_grid_of_a_learned_table(
     init = FinetuneInitConfig(torch_weights=str(path))
     cfg = settings_of_file(init, (4 * grid[0], 4 * grid[1]))
     assert cfg.grid == grid
-    np.testing.assert_array_equal(read_encoder(cfg).params["pos_embed"], table)
+    np.testing.assert_array_equal(read_encoder(cfg)[0]["pos_embed"], table)
     with pytest.raises(ConfigError, match="16 x 12 or 24 x 8"):
         settings_of_file(init)

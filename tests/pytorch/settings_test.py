@@ -66,14 +66,14 @@ def test_a_learned_table_is_taken_for_its_own_grid(file, patches, size):
     save_file(tensors | {"pos_embed": table}, file)
     cfg = settings_of(file)
     assert (cfg.data.height, cfg.data.width) == size
-    np.testing.assert_array_equal(read_encoder(cfg).params["pos_embed"], table)
+    np.testing.assert_array_equal(read_encoder(cfg)[0]["pos_embed"], table)
 
 
 def test_a_given_size_wins_and_the_codes_keep_their_coordinates(file):
     save_file(torch_files.make_tensors(vit()), file)
     cfg = settings_of(file, (96, 32))
     assert (cfg.grid, cfg.pos_embed_grid) == ((24, 8), (16, 8))
-    assert "pos_embed" not in read_encoder(cfg).params
+    assert "pos_embed" not in read_encoder(cfg)[0]
 
 
 def test_our_export_tells_heads_grid_and_statistics_as_well(file):
@@ -165,7 +165,7 @@ def test_heads_that_no_tensor_tells_are_those_of_the_known_vit_and_called_a_gues
 
 
 def guess_of(cfg) -> str:
-    notes = read_encoder(cfg).notes
+    notes = read_encoder(cfg)[1]
     return " ".join(note for note in notes if note.startswith("GUESS"))
 
 
@@ -188,7 +188,7 @@ def test_what_is_said_by_a_setting_overrules_what_the_file_says(file):
     found = settings_of(file, num_heads=8, mean=(0.5, 0.4, 0.3))
     assert (found.encoder.num_heads, found.data.mean) == (8, (0.5, 0.4, 0.3))
     assert found.data.std == (0.1, 0.2, 0.3)
-    assert not [note for note in read_encoder(found).notes if "WARNING" in note]
+    assert not [note for note in read_encoder(found)[1] if "WARNING" in note]
 
 
 @pytest.mark.parametrize("grid", [(16, 12), (24, 8), (12, 16)])
@@ -198,13 +198,13 @@ def test_a_grid_that_is_said_is_that_of_the_learned_positions(file, grid):
     save_file(torch_files.make_tensors(cfg) | {"pos_embed": table}, file)
     found = settings_of(file, grid=grid)
     assert found.grid == grid
-    np.testing.assert_array_equal(read_encoder(found).params["pos_embed"], table)
+    np.testing.assert_array_equal(read_encoder(found)[0]["pos_embed"], table)
     assert "positions" not in guess_of(found)
     # Of another size they are resampled from there, also where the size has as many.
     for size in ((64, 32), (96, 32)):
         found = settings_of(file, size, grid=grid)
         expected = resample_positions(table, grid, found.grid)
-        positions = read_encoder(found).params["pos_embed"]
+        positions = read_encoder(found)[0]["pos_embed"]
         np.testing.assert_array_equal(positions, expected)
 
 
@@ -259,11 +259,11 @@ def test_the_json_files_of_transformers_beside_the_file_tell_the_rest(file):
     found = settings_of(file)
     assert found.data.mean == (0.5, 0.5, 1.0)
     assert guess_of(found) == "GUESS: it was made for 2 heads; no tensor tells."
-    notes = " ".join(read_encoder(found).notes)
+    notes = " ".join(read_encoder(found)[1])
     assert "Its LayerNorm has an eps of 1e-12, here it is 1e-06." in notes
     found.data.mean = (0.4, 0.4, 0.4)  # as a pretraining has its own
     assert "WARNING: it was made for pixels of mean (0.5, 0.5, 1.0)" in " ".join(
-        read_encoder(found).notes
+        read_encoder(found)[1]
     )
 
 
@@ -274,7 +274,7 @@ def test_a_config_json_of_transformers_beside_the_file_tells_the_heads(file):
     found = settings_of(file)
     assert found.encoder.num_heads == 8
     assert "heads" not in guess_of(found)
-    assert "JSON files beside it tell num_heads." in read_encoder(found).notes
+    assert "JSON files beside it tell num_heads." in read_encoder(found)[1]
     for other in ("hidden_size", "num_hidden_layers"):  # of a network of another size
         config.write_text(
             f'{{"model_type": "vit", "num_attention_heads": 8, "{other}": 1024}}'

@@ -103,7 +103,7 @@ def test_a_module_of_transformers_5_that_torch_saved_is_read(tensors, tmp_path):
         content[name] = value
     content |= noise("embeddings.mask_token", "pooler.dense.weight")
     path = save_torch(tmp_path / "f.pth", prefixed("vit.", content))
-    assert_encoder(read_encoder(with_file(path)).params, tensors)
+    assert_encoder(read_encoder(with_file(path))[0], tensors)
 
 
 def test_dicts_that_lie_deep_inside_dicts_are_not_searched(tensors):
@@ -130,7 +130,7 @@ def test_a_model_in_parts_is_read_by_its_index(tensors, tmp_path):
     parts = {n: f"{1 + i % 2}.safetensors" for i, n in enumerate(names)}
     index.write_text(json.dumps({"weight_map": parts}))
     for path in (index, tmp_path):
-        assert_encoder(read_encoder(with_file(path)).params, tensors)
+        assert_encoder(read_encoder(with_file(path))[0], tensors)
     (tmp_path / "2.safetensors").unlink()
     assert "2.safetensors: there is no such file" in refusal(with_file(index))
 

@@ -42,7 +42,7 @@ def imported(tmp_path_factory):
     file = tmp_path_factory.mktemp("file") / "f.pth"
     cfg.init.torch_weights = str(save_torch(file, tensors))
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    return program.build(cfg, mesh, num_steps=1500), read_encoder(cfg).params
+    return program.build(cfg, mesh, num_steps=1500), read_encoder(cfg)[0]
 
 
 def test_student_and_teacher_start_from_the_file_and_nothing_else_does(imported):

@@ -6,7 +6,7 @@ import exported
 import numpy as np
 import pytest
 
-from personmae_jax.pytorch import export, weights
+from personmae_jax.pytorch import export, verification, weights
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.model_card import describe_export
 
@@ -62,10 +62,16 @@ def test_files_may_be_read_by_whoever_may_read_new_files(case, tmp_path, layout)
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_read_back_is_what_was_written(case, tmp_path, layout):
-    back = LAYOUTS[layout].read(case.write(tmp_path, layout))
+    back, _ = verification.read_back(case.write(tmp_path, layout))
     assert back.keys() == case.tensors.keys()
     for name, tensor in case.tensors.items():
         assert back[name].tobytes() == tensor.tobytes(), name
+
+
+def test_a_folder_may_be_called_as_a_file_is(case, tmp_path):
+    LAYOUTS["huggingface"].write(tmp_path / "vit.pth", case.tensors, case.meta)
+    back, _ = verification.read_back(tmp_path / "vit.pth")
+    assert back.keys() == case.tensors.keys()
 
 
 def test_mae_is_model_and_meta_and_nothing_else(case, tmp_path):
@@ -145,4 +151,4 @@ def test_a_contiguity_that_was_lost_is_found(case, tmp_path):
     path = tmp_path / "file.pth"
     torch.save({"a": torch.zeros(2, 3).T}, path)
     with pytest.raises(Exception, match="a is not contiguous"):
-        LAYOUTS["flat"].read(path)
+        verification.read_back(path)

@@ -1,7 +1,5 @@
 """Parity of JAX and PyTorch, and that every usual mistake is found."""
 
-from pathlib import Path
-
 import exported
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt
 
 from personmae_jax.errors import RunError  # noqa: E402
 from personmae_jax.pytorch import verification, vit, weights  # noqa: E402
-from personmae_jax.pytorch.layouts import Layout  # noqa: E402
+from personmae_jax.pytorch.layouts import LAYOUTS  # noqa: E402
 
 
 class Case:
@@ -27,9 +25,11 @@ class Case:
         tokens = vit.encode(self.cfg.encoder, self.tensors, self.examples.images)
         return float(np.abs(tokens - self.examples.tokens).max())
 
-    def verify(self, tensors) -> str:
-        layout = Layout(write=None, read=lambda _: tensors)
-        return verification.verify(layout, Path(), self.cfg, self.examples)
+    def verify(self, tensors, folder) -> str:
+        LAYOUTS["flat"].write(folder / "vit.pth", tensors, {})
+        return verification.verify(
+            *("Verified", folder / "vit.pth", self.cfg, self.examples)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_examples_are_noise_and_drawn_pedestrians_normalised(small):
     assert np.abs(np.diff(drawn, axis=1)).mean() < np.abs(np.diff(noise, axis=1)).mean()
 
 
-def test_the_right_tensors_are_verified(small):
-    assert small.verify(small.tensors).startswith("Verified")
+def test_the_right_tensors_are_verified(small, tmp_path):
+    assert small.verify(small.tensors, tmp_path).startswith("Verified")
 
 
 def untransposed_proj(tensors):
@@ -140,9 +140,9 @@ def norms_exchanged(tensors):
     ],
     ids=lambda mistake: mistake.__name__,
 )
-def test_a_mistake_in_the_tensors_is_found(small, mistake):
+def test_a_mistake_in_the_tensors_is_found(small, tmp_path, mistake):
     with pytest.raises(RunError, match="gives other tokens than"):
-        small.verify(small.tensors | mistake(small.tensors))
+        small.verify(small.tensors | mistake(small.tensors), tmp_path)
 
 
 def use_tanh_gelu(monkeypatch):
@@ -177,29 +177,29 @@ def use_post_norm(monkeypatch):
 @pytest.mark.parametrize(
     "mistake", [use_tanh_gelu, use_eps, use_post_norm], ids=lambda m: m.__name__
 )
-def test_a_network_of_other_numerics_is_found(small, monkeypatch, mistake):
+def test_a_network_of_other_numerics_is_found(small, tmp_path, monkeypatch, mistake):
     mistake(monkeypatch)
     with pytest.raises(RunError, match="gives other tokens than"):
-        small.verify(small.tensors)
+        small.verify(small.tensors, tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda tensors: tensors.pop("norm.bias"),
-        lambda tensors: tensors.update(mask_token=tensors["cls_token"]),
+        lambda tensors: tensors.update(gate=tensors["cls_token"]),
         lambda tensors: tensors.update(cls_token=tensors["cls_token"][..., :4]),
     ],
     ids=["missing", "too_many", "misshapen"],
 )
-def test_tensors_that_are_not_exactly_the_encoders_are_found(small, change):
+def test_tensors_that_are_not_exactly_the_encoders_are_found(small, tmp_path, change):
     tensors = dict(small.tensors)
     change(tensors)
     with pytest.raises(RunError, match="cannot be read back"):
-        small.verify(tensors)
+        small.verify(tensors, tmp_path)
 
 
-def test_not_a_number_is_no_agreement(small):
+def test_not_a_number_is_no_agreement(small, tmp_path):
     bias = np.full_like(small.tensors["norm.bias"], np.nan)
     with pytest.raises(RunError, match="gives other tokens than"):
-        small.verify(small.tensors | {"norm.bias": bias})
+        small.verify(small.tensors | {"norm.bias": bias}, tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from exported import make_run, small_config, trained_like
 from finetuning import tiny_finetuning
-from unlabelled import market
+from unlabelled import market, run
 
 import personmae_jax
 from personmae_jax import sharding
@@ -20,7 +20,6 @@ from personmae_jax.finetune import run as finetune
 from personmae_jax.reid import evaluation
 from personmae_jax.reid.datasets import open_dataset
 from personmae_jax.reid.evaluation_inputs import Request
-from personmae_jax.unsupervised import run as unsupervised
 from personmae_jax.unsupervised.data import open_target
 
 
@@ -43,7 +42,7 @@ def adapted(people: str, workdir: str) -> None:
     """With a batch norm after the means of stripes, which are longer than a token."""
     cfg = market(pathlib.Path(people))
     cfg.head.feature, cfg.train.rounds = "stripes", 1
-    assert unsupervised.run(cfg, workdir, *open_target(cfg)) == loop.FINISHED
+    assert run(cfg, workdir, *open_target(cfg)) == loop.FINISHED
 
 
 def evaluate(people: str, workdir: str, feature: str, **more) -> dict[str, float]:

@@ -23,7 +23,7 @@ def test_images_have_no_identity_and_their_order_is_that_of_their_bytes(tmp_path
     np.testing.assert_array_equal(plain.cameras, other.cameras)
     assert plain.sha256 == other.sha256
     assert {f.name for f in dataclasses.fields(plain)} == {
-        *("where", "records", "indices", "cameras", "sha256")
+        *("records", "indices", "cameras", "sha256")
     }
     order = [plain.records.name(i) for i in range(36)]
     assert order != sorted(order)

@@ -8,7 +8,7 @@ import exported
 import jax
 import pytest
 from launching import rows
-from unlabelled import market
+from unlabelled import market, run
 
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
@@ -18,7 +18,6 @@ from personmae_jax.engine.checkpoint import Checkpoints
 from personmae_jax.reid import evaluation, init
 from personmae_jax.reid.evaluation_inputs import Request
 from personmae_jax.unsupervised.data import open_target
-from personmae_jax.unsupervised.run import run
 
 
 def settings(people: pathlib.Path) -> UnsupervisedConfig:

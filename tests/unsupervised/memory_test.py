@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from personmae_jax.config_unsupervised import MemoryConfig
 from personmae_jax.unsupervised.memory import (
     Memory,
     centroids,
@@ -68,9 +69,7 @@ def test_proxies_are_told_apart_within_a_camera_and_pulled_together_across():
         expected[-1] += 0.5 * (total - row[same]).mean()
     similar = similarities(jnp.asarray(features), memory, 0.05)
     found = proxy_loss(
-        *(similar, jnp.asarray(labels), memory),
-        cross_camera_weight=0.5,
-        num_negatives=1,
+        *(similar, jnp.asarray(labels), memory), MemoryConfig(num_negatives=1)
     )
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
 
@@ -78,8 +77,7 @@ def test_proxies_are_told_apart_within_a_camera_and_pulled_together_across():
         bank = memory._replace(vectors=vectors)
         return proxy_loss(
             *(similarities(features, bank, 0.05), jnp.asarray(labels), bank),
-            cross_camera_weight=0.5,
-            num_negatives=50,
+            MemoryConfig(),
         )
 
     gradient, of_memory = jax.grad(loss, argnums=(0, 1))(

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from unlabelled import tiny_unsupervised
+from unlabelled import run, tiny_unsupervised
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.metrics import read_rows
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.rounds import PseudoLabels
-from personmae_jax.unsupervised.run import run
 
 SHOTS = 6  # of a person in each of two cameras
 

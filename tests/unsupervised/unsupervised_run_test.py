@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from unlabelled import market, tiny_unsupervised
+from unlabelled import market, run, tiny_unsupervised
 
 from personmae_jax import sharding
 from personmae_jax.config_json import config_to_json
@@ -18,7 +18,7 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.pytorch import head
+from personmae_jax.pytorch import verification
 from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import open_scored
@@ -26,7 +26,7 @@ from personmae_jax.unsupervised import memory, quality
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
-from personmae_jax.unsupervised.run import run
+from personmae_jax.unsupervised.run import make_training
 from personmae_jax.unsupervised.sampling import ClusterBatches
 
 CLOCK = {"images_per_second", "data_seconds", "cluster_seconds"}
@@ -281,13 +281,13 @@ def test_a_file_whose_batch_norm_says_something_else_is_not_written(
     whole, tmp_path, monkeypatch
 ):
     pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
-    batch_norm_in = head.batch_norm_in
+    read_back = verification.read_back
 
-    def other(*given):
-        found = batch_norm_in(*given)
-        return found | {"running_mean": found["running_mean"] + 0.1}
+    def other(path):
+        tensors, neck = read_back(path)
+        return tensors, neck | {"running_mean": neck["running_mean"] + 0.1}
 
-    monkeypatch.setattr(head, "batch_norm_in", other)
+    monkeypatch.setattr(verification, "read_back", other)
     with pytest.raises(RunError, match="other tokens than the checkpoint in JAX"):
         export(whole[0], tmp_path / "file.pth", layout="cluster-contrast")
     assert not (tmp_path / "file.pth").exists()
@@ -304,6 +304,14 @@ def test_a_batch_norm_after_another_feature_is_not_exported_as_that_of_cls(
         ConfigError, match=f"trained with config.head.feature={feature}"
     ):
         export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
+
+
+def test_clusters_and_scores_are_made_by_one_compiled_network(tmp_path):
+    cfg = settings()
+    training = make_training(cfg, str(tmp_path), *open_target(cfg))
+    state, _, _ = training.batches.open(1, training.program.init_state())
+    training.scorer(0, state)
+    assert training.batches.extract._encode._cache_size() == 1
 
 
 def test_a_run_may_be_scored_by_people_of_another_data_set(tmp_path):
