@@ -195,19 +195,19 @@ def video_of(key: bytes) -> bytes:
     return match[1] if match else b""
 
 
-class LmdbReader:
-    """Reads values of one database by their keys."""
+def open_lmdb(path: str) -> Any:
+    """A transaction that reads one database."""
+    return _open(path).begin(buffers=True)
 
-    def __init__(self, paths: tuple[str, ...]):
-        self._transaction = _open(paths[0]).begin(buffers=True)
 
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        try:
-            value = self._transaction.get(name) if 0 < len(name) <= 511 else None
-        except lmdb.Error as error:
-            raise MemberError(f"damaged in the LMDB ({first_line(error)})") from error
-        if value is None:
-            raise MemberError("not in the database")
-        if len(value) > limit:
-            raise MemberError(f"more than {limit} bytes")
-        return bytes(value)
+def read_lmdb(transaction: Any, name: bytes, place: Place, limit: int) -> bytes:
+    """The value of one key, as a `sources.Reader`."""
+    try:
+        value = transaction.get(name) if 0 < len(name) <= 511 else None
+    except lmdb.Error as error:
+        raise MemberError(f"damaged in the LMDB ({first_line(error)})") from error
+    if value is None:
+        raise MemberError("not in the database")
+    if len(value) > limit:
+        raise MemberError(f"more than {limit} bytes")
+    return bytes(value)

@@ -182,7 +182,7 @@ def _read_member(plan: Plan, task: Task, number: int) -> bytes:
         except (OSError, ConfigError) as error:
             raise _gone(paths[0], error) from error
         try:
-            return reader.read(task.names[number], task.places[number], MAX_BYTES)
+            return reader(task.names[number], task.places[number], MAX_BYTES)
         except OSError as error:
             # An unmounted disk leaves an empty folder.
             is_there = kind != "folder" or _has_entries(paths[0])

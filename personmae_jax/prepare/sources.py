@@ -3,8 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
@@ -28,19 +27,9 @@ _ARCHIVE_SUFFIXES = (
 )
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """Reads members of one source; belongs to one process."""
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        """The member's bytes.
-
-        Raises:
-          MemberError: It is not there, damaged, or larger than `limit` bytes; others
-            may be read.
-          OSError: The same.
-        """
-        ...
+# (name, place, limit) -> the bytes of one member; raises MemberError or OSError where
+# it is not there, damaged, or larger than `limit` bytes, while others may be read.
+Reader = Callable[[bytes, Place, int], bytes]
 
 
 def list_sources(paths: Sequence[str]) -> list[Listing]:
@@ -181,30 +170,30 @@ def _list_folder(paths: tuple[str, ...]) -> Listing:
     return Listing("folder", paths, Names.pack(names), no_places(len(names)))
 
 
-class FolderReader:
-    """Reads the files under one folder by their relative paths."""
-
-    def __init__(self, paths: tuple[str, ...]):
-        self._root = os.fsencode(paths[0])
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        return foreign_files.read_file(os.path.join(self._root, name), limit)
+def _read_file(root: str, name: bytes, place: Place, limit: int) -> bytes:
+    return foreign_files.read_file(os.path.join(os.fsencode(root), name), limit)
 
 
-_KINDS = {  # what lists one, and what reads its members
-    "folder": (_list_folder, FolderReader),
-    "zip": (zip_source.list_zip, zip_source.ZipReader),
-    "tar": (tar_source.list_tar, tar_source.TarReader),
-    "lmdb": (lambda paths: lmdb_source.list_lmdb(paths[0]), lmdb_source.LmdbReader),
+# What lists one, what opens one, and what reads a member of what was opened.
+_KINDS: dict[str, tuple[Callable, Callable, Callable[..., bytes]]] = {
+    "folder": (_list_folder, lambda paths: paths[0], _read_file),
+    "zip": (zip_source.list_zip, open_parts, zip_source.read_zip),
+    "tar": (tar_source.list_tar, tar_source.open_tar, tar_source.read_tar),
+    "lmdb": (
+        lambda paths: lmdb_source.list_lmdb(paths[0]),
+        lambda paths: lmdb_source.open_lmdb(paths[0]),
+        lmdb_source.read_lmdb,
+    ),
 }
 
 
 @functools.cache
 def open_reader(kind: str, paths: tuple[str, ...]) -> Reader:
-    """Opens a source once for this process.
+    """Opens a source once for this process; one thread at a time may read.
 
     Raises:
       OSError: It is no longer there.
       ConfigError: The same, of an LMDB.
     """
-    return _KINDS[kind][1](paths)
+    _, opening, reading = _KINDS[kind]
+    return functools.partial(reading, opening(paths))

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError
-from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
+from personmae_jax.prepare.joined_file import DAMAGED, open_parts
 from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # PK78: a split archive
@@ -196,30 +196,28 @@ def _read_zip64(extra: bytes, *short: int) -> Iterator[int]:
     yield from short
 
 
-class ZipReader(ArchiveReader):
-    """Reads members of one zip archive by their places."""
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        offset, stored, size, checksum, method = place.tolist()
-        if max(size, stored) > limit:
-            raise MemberError(f"more than {limit} bytes")
-        if method == _ENCRYPTED:
-            raise MemberError("encrypted")
-        if method not in (_STORED, _DEFLATED):
-            raise MemberError(f"compressed with zip method {method}, not deflate")
-        self._file.seek(offset)
-        header = self._file.read(_LOCAL.size)
-        if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
-            raise MemberError("not where the zip archive's directory says")
-        _, name_length, extra_length = _LOCAL.unpack(header)
-        self._file.seek(name_length + extra_length, io.SEEK_CUR)
-        data = self._file.read(stored)
-        if method == _DEFLATED:
-            try:
-                # However much it would inflate to, one byte over its size is enough.
-                data = zlib.decompressobj(-15).decompress(data, size + 1)
-            except zlib.error as error:
-                raise MemberError("damaged in the zip archive") from error
-        if len(data) != size or zlib.crc32(data) != checksum:
-            raise MemberError("damaged in the zip archive")
-        return data
+def read_zip(file: io.BufferedIOBase, name: bytes, place: Place, limit: int) -> bytes:
+    """One member, as a `sources.Reader`."""
+    offset, stored, size, checksum, method = place.tolist()
+    if max(size, stored) > limit:
+        raise MemberError(f"more than {limit} bytes")
+    if method == _ENCRYPTED:
+        raise MemberError("encrypted")
+    if method not in (_STORED, _DEFLATED):
+        raise MemberError(f"compressed with zip method {method}, not deflate")
+    file.seek(offset)
+    header = file.read(_LOCAL.size)
+    if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+        raise MemberError("not where the zip archive's directory says")
+    _, name_length, extra_length = _LOCAL.unpack(header)
+    file.seek(name_length + extra_length, io.SEEK_CUR)
+    data = file.read(stored)
+    if method == _DEFLATED:
+        try:
+            # However much it would inflate to, one byte over its size is enough.
+            data = zlib.decompressobj(-15).decompress(data, size + 1)
+        except zlib.error as error:
+            raise MemberError("damaged in the zip archive") from error
+    if len(data) != size or zlib.crc32(data) != checksum:
+        raise MemberError("damaged in the zip archive")
+    return data
