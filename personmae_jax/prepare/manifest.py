@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from personmae_jax import foreign_files
+from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import RunError
 
 _CHECKS = "checks"
@@ -70,21 +70,19 @@ def _checks_file(folder: epath.Path, shard: int) -> epath.Path:
 
 def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
     file = _checks_file(folder, shard)
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     about = {
         "rejected": checks.rejected,
         "num_bytes": checks.num_bytes,
         "file_digest": checks.file_digest,
     }
     file.parent.mkdir(exist_ok=True)
-    with open(part, "wb") as opened:
+    with appearing_whole(file, is_shared=True) as part, open(part, "wb") as opened:
         np.savez(
             opened,
             rows=checks.rows,
             sums=checks.sums,
             about=np.frombuffer(json.dumps(about).encode(), np.uint8),
         )
-    part.replace(file)
 
 
 def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:

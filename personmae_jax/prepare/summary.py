@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from personmae_jax import foreign_files
 from personmae_jax.data.images import Outcome
-from personmae_jax.engine.storage import write_whole
+from personmae_jax.engine.storage import reporting_failure, write_whole
 from personmae_jax.errors import RunError
 from personmae_jax.prepare import manifest
 from personmae_jax.prepare.plan import MARK, Plan
@@ -40,7 +40,7 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         writer.writerows(map(_harmless, checks.rejected))
     rows = np.concatenate([checks.rows for checks in shards])
     stored = rows[rows["state"] <= manifest.CONVERTED]
-    try:
+    with reporting_failure(str(folder)):
         write_whole(folder / "rejected.csv", text.getvalue())
         if not len(stored):
             raise RunError(
@@ -52,11 +52,6 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         picture = _draw_sizes(stored["height"], stored["width"])
         (folder / "summary.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
         _write_info(folder, shards)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror}); fix the cause and start "
-            "again with the same command"
-        ) from error
 
 
 def _harmless(row: tuple[str, str]) -> tuple[str, str]:

@@ -665,7 +665,7 @@ def test_a_finished_shard_is_not_written_again(tmp_path):
     )
     file = out / "persons-train.array_record-00000-of-00001"
     before = file.stat().st_mtime_ns
-    assert write_shard(str(out), 0) == 3
+    write_shard(str(out), 0)
     assert file.stat().st_mtime_ns == before
 
 
