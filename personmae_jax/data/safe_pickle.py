@@ -36,7 +36,10 @@ class Opaque:
     def fill(self, _: Any) -> None:
         """Takes what the pickle sets as state, items or members."""
 
-    append = extend = update = add = fill
+    append = extend = add = fill
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
 
 
 class _Call:
@@ -138,39 +141,21 @@ def _build(self: Any) -> None:
         raise UnsafePickle(f"it sets the state of a {type(target).__name__}")
 
 
-@_instead_of(pickle.SETITEMS)
-def _set_items(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items[::2])
-    self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+def _check_before(opcode: bytes, keys: slice) -> None:
+    """Has an instruction carried out only after its keys, a part of the stack, pass."""
+    carry_out = _Base.dispatch[opcode[0]]
+
+    @_instead_of(opcode)
+    def check_first(self: Any) -> None:
+        check_keys(self.stack[keys])
+        carry_out(self)
 
 
-@_instead_of(pickle.SETITEM)
-def _set_item(self: Any) -> None:
-    value, key = self.stack.pop(), self.stack.pop()
-    check_keys([key])
-    self.stack[-1].update([(key, value)])
-
-
-@_instead_of(pickle.DICT)
-def _make_dict(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items[::2])
-    self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-
-
-@_instead_of(pickle.ADDITEMS)
-def _add_items(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items)
-    self.stack[-1].update(items)
-
-
-@_instead_of(pickle.FROZENSET)
-def _make_frozenset(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items)
-    self.stack.append(frozenset(items))
+_check_before(pickle.SETITEM, np.s_[-2:-1])
+_check_before(pickle.SETITEMS, np.s_[::2])
+_check_before(pickle.DICT, np.s_[::2])
+_check_before(pickle.ADDITEMS, np.s_[:])
+_check_before(pickle.FROZENSET, np.s_[:])
 
 
 @_instead_of(pickle.BYTEARRAY8)
