@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from absl import logging
 
 from personmae_jax import foreign_files
-from personmae_jax.data.names import Names
-from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
+from personmae_jax.data.records import IMAGE_SUFFIXES, list_images
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare import lmdb_source, tar_source, zip_source
 from personmae_jax.prepare.joined_file import open_parts
@@ -164,10 +163,8 @@ def _part_number(suffix: str) -> int:
 
 
 def _list_folder(paths: tuple[str, ...]) -> Listing:
-    names, num_others, other = list_images(paths[0])
-    warn_of_others(paths[0], len(names), num_others, other)
-    names.sort()
-    return Listing("folder", paths, Names.pack(names), no_places(len(names)))
+    names, _ = list_images(paths[0])
+    return Listing("folder", paths, names, no_places(len(names)))
 
 
 def _read_file(root: str, name: bytes, place: Place, limit: int) -> bytes:

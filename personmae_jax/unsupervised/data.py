@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
-from personmae_jax.data.records import FolderRecords, Records
+from personmae_jax.data.records import Records, folder_records
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid.datasets import (
     ReidDataset,
@@ -71,7 +71,7 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
     """
     data = cfg.data
     if data.layout == "images":
-        folder = FolderRecords(str(data.path))
+        folder = folder_records(str(data.path))
         cameras = np.zeros(len(folder), np.int64)
         if data.camera_folders:
             parts = [folder.name(i).split(os.sep) for i in range(len(folder))]

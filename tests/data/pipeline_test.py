@@ -14,7 +14,7 @@ from personmae_jax.config import Config
 from personmae_jax.data import images, regions
 from personmae_jax.data.images import Outcome
 from personmae_jax.data.pipeline import PretrainBatches
-from personmae_jax.data.records import FolderRecords
+from personmae_jax.data.records import folder_records
 from personmae_jax.errors import RunError
 
 _BATCH = 8
@@ -261,7 +261,7 @@ def test_an_unreadable_file_is_replaced(tmp_path):
         (tmp_path / f"{index}.jpg").write_bytes(content)
     (tmp_path / "3.jpg").unlink()
     (tmp_path / "3.jpg").symlink_to(tmp_path / "gone.jpg")
-    batch = PretrainBatches(FolderRecords(str(tmp_path)), _config())[0]
+    batch = PretrainBatches(folder_records(str(tmp_path)), _config())[0]
     is_hit = batch["record"] == 3
     assert is_hit.any()
     np.testing.assert_array_equal(
@@ -283,7 +283,7 @@ def test_a_folder_that_vanishes_is_called_gone(tmp_path):
         (folder / f"{index}.jpg").write_bytes(content)
     cfg = _config()
     cfg.data.path = str(folder)
-    batches = PretrainBatches(FolderRecords(str(folder)), cfg)
+    batches = PretrainBatches(folder_records(str(folder)), cfg)
     batches[0]
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(RunError, match=r"data' is gone; mount it"):
