@@ -57,24 +57,13 @@ class PretrainBatches(HostBatches):
     Making one raises RunError if too many records in a row are bad.
     """
 
-    def __init__(
-        self, records: Records, cfg: Config, *, host: int = 0, num_hosts: int = 1
-    ):
-        """Prepares the stream; nothing is read yet.
-
-        Args:
-          records: Where images come from.
-          cfg: A checked configuration.
-          host: This process's index, from 0.
-          num_hosts: Number of processes, a divisor of `cfg.train.batch_size`; rows
-            host, host + num_hosts, ... of every global batch belong to this one.
-        """
+    def __init__(self, records: Records, cfg: Config, **hosts: int):
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
         super().__init__(
             cfg.train.batch_size,
             num_threads=cfg.data.num_threads,
             num_workers=cfg.data.num_workers,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._records = records
         self._cfg = cfg
@@ -134,13 +123,9 @@ class PretrainBatches(HostBatches):
         """
         cfg = self._cfg
         image, outcome = self._decode(batch["record"][row].item())
+        height, width, _ = image.shape
         box_a, box_b, is_flipped = regions.sample_regions(
-            numbers[row],
-            image.shape[0],
-            image.shape[1],
-            cfg.regions,
-            cfg.data.height,
-            cfg.data.width,
+            numbers[row], height, width, cfg.regions, cfg.data.height, cfg.data.width
         )
         if is_flipped:
             cv2.flip(image, 1, dst=image)

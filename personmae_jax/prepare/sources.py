@@ -81,10 +81,8 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
     sources, others = [], []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if lmdb_source.is_lmdb(path):
-            kind = ("lmdb", (path,))
-        else:
-            kind = _kind_of(path) if os.path.isfile(path) else None
+        is_source = os.path.isfile(path) or lmdb_source.is_lmdb(path)
+        kind = _kind_of(path) if is_source else None
         if kind is None:
             others.append(name)
         elif kind not in sources:
@@ -115,10 +113,10 @@ def _holds_image(folder: str) -> bool:
 
 
 def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """What a file is by its first bytes, and all files it consists of."""
-    parts = _parts_of(path)
+    """What a file or database is by its first bytes, and all files it consists of."""
     if lmdb_source.is_lmdb(path):
         return "lmdb", (path,)
+    parts = _parts_of(path)
     with open_parts(parts) as file:
         start = file.read(512)
     if start.startswith(zip_source.ZIP_STARTS):
@@ -176,11 +174,7 @@ _KINDS: dict[str, tuple[Callable, Callable, Callable[..., bytes]]] = {
     "folder": (_list_folder, lambda paths: paths[0], _read_file),
     "zip": (zip_source.list_zip, open_parts, zip_source.read_zip),
     "tar": (tar_source.list_tar, tar_source.open_tar, tar_source.read_tar),
-    "lmdb": (
-        lambda paths: lmdb_source.list_lmdb(paths[0]),
-        lambda paths: lmdb_source.open_lmdb(paths[0]),
-        lmdb_source.read_lmdb,
-    ),
+    "lmdb": (lmdb_source.list_lmdb, lmdb_source.open_lmdb, lmdb_source.read_lmdb),
 }
 
 
