@@ -169,9 +169,11 @@ def _files_under(root: str) -> Iterator[bytes]:
                     name = os.path.join(folder, entry.name)
                     if entry.name.startswith(b"."):
                         continue
-                    if _is_dir(entry):
+                    is_link = entry.is_symlink()
+                    # os.path, since a link to itself is no error there.
+                    if os.path.isdir(entry) if is_link else entry.is_dir():
                         subfolders.append(name)
-                    elif entry.is_symlink() or entry.is_file():
+                    elif is_link or entry.is_file():
                         yield name
         except OSError as error:
             raise ConfigError(
@@ -180,14 +182,6 @@ def _files_under(root: str) -> Iterator[bytes]:
             ) from error
         # In order, so that of two links to one folder always the same one counts.
         folders.extend(sorted(subfolders, reverse=True))
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere is not."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 class TfdsRecords:

@@ -56,11 +56,9 @@ def digest_file(file: Any) -> str:
 
 def find_copies(digests: np.ndarray) -> np.ndarray:
     """Whether an earlier member has the same digest."""
-    halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
-    order = np.lexsort(halves.T)  # stable: of equals the first comes first
-    halves = halves[order]
-    is_copy = np.zeros(len(order), bool)
-    is_copy[order[1:]] = (halves[1:] == halves[:-1]).all(1)
+    _, first = np.unique(digests, return_index=True)
+    is_copy = np.ones(len(digests), bool)
+    is_copy[first] = False
     return is_copy
 
 
@@ -69,20 +67,17 @@ def _checks_file(folder: epath.Path, shard: int) -> epath.Path:
 
 
 def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
-    file = _checks_file(folder, shard)
     about = {
         "rejected": checks.rejected,
         "num_bytes": checks.num_bytes,
         "file_digest": checks.file_digest,
     }
-    file.parent.mkdir(exist_ok=True)
-    with appearing_whole(file, is_shared=True) as part, open(part, "wb") as opened:
-        np.savez(
-            opened,
-            rows=checks.rows,
-            sums=checks.sums,
-            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-        )
+    write_arrays(
+        _checks_file(folder, shard),
+        rows=checks.rows,
+        sums=checks.sums,
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+    )
 
 
 def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
@@ -99,6 +94,16 @@ def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
         if (checks.rows.dtype, checks.rows.shape) != (ROW, (num_rows,)):
             raise ValueError("rows of another shard or version")
     return checks
+
+
+def write_arrays(file: epath.Path, **arrays: Any) -> None:
+    """Writes an .npz file of ours.
+
+    A killed process must not leave a part that the next start takes for the whole.
+    """
+    file.parent.mkdir(exist_ok=True)
+    with appearing_whole(file, is_shared=True) as part, open(part, "wb") as opened:
+        np.savez(opened, **arrays)
 
 
 @contextlib.contextmanager

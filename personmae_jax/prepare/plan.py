@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -48,7 +49,7 @@ class Plan:
     """A request after its sources were listed."""
 
     # As JSON, with what else must not change: sizes of archives, the list.
-    request: dict[str, object]
+    request: dict[str, Any]
     sources: list[tuple[str, tuple[str, ...]]]  # (kind, paths) of each
     num_listed: int  # members of all sources
     num_members: int  # those that are wanted
@@ -64,13 +65,13 @@ class Plan:
         return min(self.shard_size, self.num_members - shard * self.shard_size)
 
 
-def describe(request: Request) -> dict[str, object]:
+def describe(request: Request) -> dict[str, Any]:
     """The request as it is stored and compared.
 
     Raises:
       ConfigError: A source or the list is not there.
     """
-    described: dict[str, object] = {**dataclasses.asdict(request)}
+    described = dataclasses.asdict(request)
     described["version"] = VERSION
     described["source"] = [os.path.abspath(path) for path in request.source]
     described["source_bytes"] = [_size(path) for path in request.source]
@@ -131,7 +132,7 @@ def is_finished(folder: epath.Path) -> bool:
     return (folder / MARK).exists()
 
 
-def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, object]) -> None:
+def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, Any]) -> None:
     """Compares what the folder was begun with, with what is asked for now.
 
     Raises:

@@ -87,7 +87,7 @@ def _write_records(
     writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER_OPTIONS)
     rows = np.zeros(len(task.names), manifest.ROW)
     sums, rejected, num_bytes = np.zeros((2, 3), np.uint64), [], 0
-    min_side = int(str(plan.request["min_side"]))
+    min_side = plan.request["min_side"]
     for number, name in enumerate(task.names):
         row = rows[number]
         try:

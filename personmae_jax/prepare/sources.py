@@ -105,10 +105,9 @@ def _holds_image(folder: str) -> bool:
     """Whether some file in or under it is named as an image."""
     for _, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        for name in names:
-            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            if is_image and not name.startswith("."):
-                return True
+        shown = (name for name in names if not name.startswith("."))
+        if any(os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES for n in shown):
+            return True
     return False
 
 
