@@ -55,9 +55,9 @@ def digest_file(file: Any) -> str:
 
 
 def find_copies(digests: np.ndarray) -> np.ndarray:
-    """Whether an earlier member has the same digest."""
+    """Whether an earlier member has the same digest; `NO_DIGEST` is nobody's."""
     _, first = np.unique(digests, return_index=True)
-    is_copy = np.ones(len(digests), bool)
+    is_copy = digests != np.void(NO_DIGEST)
     is_copy[first] = False
     return is_copy
 
