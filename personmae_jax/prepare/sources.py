@@ -87,7 +87,8 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
             others.append(name)
         elif kind not in sources:
             sources.append(kind)
-    if archives := [n for n in others if n.lower().endswith(_ARCHIVE_SUFFIXES)]:
+    shown = [name for name in others if not name.startswith(".")]  # no ._a.zip of macOS
+    if archives := [n for n in shown if n.lower().endswith(_ARCHIVE_SUFFIXES)]:
         raise ConfigError(
             f"--source={os.path.join(folder, archives[0])} is no zip or tar[.gz] "
             "archive that can be read: it is damaged or of another kind; copy it "

@@ -490,6 +490,13 @@ def test_parts_are_joined_whatever_split_called_them(tmp_path, suffix):
         read_all(tmp_path / f"whole.tar{names[2]}")
 
 
+def test_what_macos_leaves_beside_an_archive_is_no_damaged_archive(tmp_path, caplog):
+    write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0)})
+    (tmp_path / "._a.zip").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    assert [*read_all(tmp_path)] == ["a.jpg"]
+    assert "left out 1 files and folders beside 1 archives, e.g. ._a.zip" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["b.zip", "b.tar.gz", "b.tar.bz2", "b.RAR"])
 def test_no_archive_of_a_folder_is_left_out_unsaid(tmp_path, name, caplog):
     write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0)})
