@@ -74,7 +74,10 @@ def describe(request: Request) -> dict[str, Any]:
     described = dataclasses.asdict(request)
     described["version"] = VERSION
     described["source"] = [os.path.abspath(path) for path in request.source]
-    described["source_bytes"] = [_size(path) for path in request.source]
+    described["source_bytes"] = [  # of archives; folders, and what is gone, have none
+        os.path.getsize(path) if os.path.isfile(path) else None
+        for path in request.source
+    ]
     if request.keep_list is not None:
         try:
             with foreign_files.open_file(request.keep_list) as file:
@@ -85,11 +88,6 @@ def describe(request: Request) -> dict[str, Any]:
             ) from error
         described["keep_list"] = digest
     return described
-
-
-def _size(path: str) -> int | None:
-    """Bytes of an archive; None for a folder, and for what is gone by now."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def read_plan(folder: epath.Path) -> Plan | None:

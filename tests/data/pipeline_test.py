@@ -1,6 +1,5 @@
 """Promises about batches: a function of (seed, step, host), whatever the pictures."""
 
-import io
 import pickle
 import threading
 import time
@@ -8,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import simplejpeg
+from image_files import encode
 from PIL import Image
 
 from personmae_jax.config import Config
@@ -73,12 +73,6 @@ def _assert_equal(batch, other):
     for key in batch:
         assert batch[key].dtype == other[key].dtype
         np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
-
-
-def _encode(pixels, name, mode=None, **options):
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    (image.convert(mode) if mode else image).save(file, name, **options)
-    return file.getvalue()
 
 
 def test_a_batch_has_the_documented_arrays():
@@ -182,7 +176,7 @@ def test_an_example_is_the_row_and_shows_where_it_was_cut():
 
 def test_one_flip_is_shared_by_both_regions():
     ramp = np.linspace(0, 255, 24).astype(np.uint8)  # brighter to the right
-    content = _encode(np.broadcast_to(ramp[:, None], (40, 24, 3)), "PNG")
+    content = encode(np.broadcast_to(ramp[:, None], (40, 24, 3)), "PNG")
     batches = _batches([content])
     rows = [batches[step] for step in range(4)]
 
@@ -205,15 +199,15 @@ def _bad_contents():
         (jpeg[: len(jpeg) // 2], Outcome.TRUNCATED),
         (b"", Outcome.EMPTY),
         (b"text, though the file is named .jpg", Outcome.NOT_AN_IMAGE),
-        (_encode(_pixels(0, 1, 1), "PNG"), Outcome.TOO_SMALL),
-        (_encode(np.zeros((5000, 5000), np.uint8), "PNG", "1"), Outcome.TOO_LARGE),
+        (encode(_pixels(0, 1, 1), "PNG"), Outcome.TOO_SMALL),
+        (encode(np.zeros((5000, 5000), np.uint8), "PNG", "1"), Outcome.TOO_LARGE),
         (PermissionError(13, "Permission denied"), Outcome.UNREADABLE),
-        (_encode(_pixels(1), "JPEG", "L"), Outcome.GREYSCALE),
-        (_encode(_pixels(2), "JPEG", "CMYK"), Outcome.CMYK),
-        (_encode(deep, "PNG"), Outcome.SIXTEEN_BIT),
-        (_encode(_pixels(3), "JPEG", exif=exif), Outcome.ROTATED),
+        (encode(_pixels(1), "JPEG", "L"), Outcome.GREYSCALE),
+        (encode(_pixels(2), "JPEG", "CMYK"), Outcome.CMYK),
+        (encode(deep, "PNG"), Outcome.SIXTEEN_BIT),
+        (encode(_pixels(3), "JPEG", exif=exif), Outcome.ROTATED),
         (
-            _encode(_pixels(4), "GIF", save_all=True, append_images=frames),
+            encode(_pixels(4), "GIF", save_all=True, append_images=frames),
             Outcome.ANIMATED,
         ),
     ]
