@@ -30,6 +30,10 @@ from personmae_jax.errors import RunError
 _NUM_REPLACEMENTS = 100  # records tried in the place of a bad one
 
 
+# An image, flipped or not, and its two boxes.
+_Filled = tuple[UInt8[np.ndarray, "h w 3"], images.Box, images.Box]
+
+
 class Example(NamedTuple):
     """One row of a batch, with the image that it was cut from."""
 
@@ -71,37 +75,9 @@ class PretrainBatches(HostBatches):
         size = (cfg.data.height, cfg.data.width, 3)
         self._memory = BufferPool(2, self._num_rows, *size)
 
-    def begin(self, positions: range) -> tuple[Batch, Callable[[int], object]]:
-        batch, numbers = self._draw(positions, self._memory.take())
-        return batch, functools.partial(self._fill_row, batch, numbers)
-
-    def example(self, position: int) -> Example:
-        """Row `position % batch_size` of global batch `position // batch_size`."""
-        data = self._cfg.data
-        both = np.empty((2, 1, data.height, data.width, 3), np.uint8)
-        batch, numbers = self._draw(range(position, position + 1), both)
-        image, box_a, box_b = self._fill_row(batch, numbers, 0)
-        return Example(
-            image=image,
-            box_a=box_a,
-            box_b=box_b,
-            region_a=batch["region_a"][0],
-            region_b=batch["region_b"][0],
-            visible=batch["visible"][0],
-            geometry=batch["geometry"][0],
-            record=batch["record"].item(),
-            outcome=Outcome(batch["outcome"].item()),
-        )
-
-    def _draw(
-        self, positions: range, both: UInt8[np.ndarray, "2 b height width 3"]
-    ) -> tuple[Batch, Float64[np.ndarray, "b n"]]:
-        """The batch of these positions but for what depends on the images.
-
-        Returns:
-          The batch, and the numbers that the regions are to be drawn from.
-        """
+    def begin(self, positions: range) -> tuple[Batch, Callable[[int], _Filled]]:
         cfg, b = self._cfg, len(positions)
+        both = self._memory.take()[:, :b]
         rng = BatchRng(cfg.train.seed, positions)
         batch = {
             "region_a": both[0],
@@ -111,16 +87,29 @@ class PretrainBatches(HostBatches):
             "record": self._order.records(positions),
             "outcome": np.empty(b, np.int8),
         }
-        return batch, rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        numbers = rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        return batch, functools.partial(self._fill_row, batch, numbers)
+
+    def example(self, position: int) -> Example:
+        """Row `position % batch_size` of global batch `position // batch_size`."""
+        batch, fill_row = self.begin(range(position, position + 1))
+        image, box_a, box_b = fill_row(0)
+        return Example(
+            image=image,
+            box_a=box_a,
+            box_b=box_b,
+            region_a=batch["region_a"][0].copy(),  # of a whole batch's memory
+            region_b=batch["region_b"][0].copy(),
+            visible=batch["visible"][0],
+            geometry=batch["geometry"][0],
+            record=batch["record"].item(),
+            outcome=Outcome(batch["outcome"].item()),
+        )
 
     def _fill_row(
         self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], images.Box, images.Box]:
-        """Decodes the row's record and cuts its regions into place.
-
-        Returns:
-          The image, flipped or not, and its two boxes.
-        """
+    ) -> _Filled:
+        """Decodes the row's record and cuts its regions into place."""
         cfg = self._cfg
         image, outcome = self._decode(batch["record"][row].item())
         height, width, _ = image.shape

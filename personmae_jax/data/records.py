@@ -232,14 +232,8 @@ class TfdsRecords:
                 f"{', '.join(builder.info.splits) or 'none'}, and it must be stored "
                 "as ArrayRecord"
             ) from error
-        self._name_feature = next(
-            (
-                name
-                for name in _NAME_FEATURES
-                if isinstance(features.get(name), tfds.features.Text)
-            ),
-            None,
-        )
+        texts = [n for n, f in features.items() if isinstance(f, tfds.features.Text)]
+        self._name_feature = next((n for n in _NAME_FEATURES if n in texts), None)
 
     def __reduce__(self):
         return TfdsRecords, (self._path, self._split)

@@ -188,4 +188,4 @@ def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
     is_copy = find_copies(np.frombuffer(digests, "V16"))
     for shard in shards:
         part = is_copy[shard * plan.shard_size : (shard + 1) * plan.shard_size]
-        write_copies(folder, shard, np.flatnonzero(part))
+        write_copies(folder, shard, part)

@@ -67,7 +67,9 @@ def write_shard(folder: str, shard: int) -> None:
         return
     task = read_task(path, shard)
     file = shard_file(path, shard, plan.num_shards)
-    copies = _read_copies(path, shard) if plan.request["drop_duplicates"] else set()
+    copies = np.zeros(len(task.names), bool)
+    if plan.request["drop_duplicates"]:
+        copies = np.load(path / "tasks" / f"{shard:05}.copies.npy")
     try:
         with appearing_whole(file, is_shared=True) as part:
             checks = _write_records(part, plan, task, copies)
@@ -82,7 +84,7 @@ def write_shard(folder: str, shard: int) -> None:
 
 
 def _write_records(
-    part: epath.Path, plan: Plan, task: Task, copies: set[int]
+    part: epath.Path, plan: Plan, task: Task, copies: np.ndarray
 ) -> manifest.Checks:
     writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER_OPTIONS)
     rows = np.zeros(len(task.names), manifest.ROW)
@@ -96,7 +98,7 @@ def _write_records(
             stored, pixels, outcome = _verify(data, min_side)
             row["height"], row["width"], _ = pixels.shape
             row["outcome"] = outcome
-            if number in copies:
+            if copies[number]:
                 row["state"] = manifest.DUPLICATE
                 rejected.append((printable(name), "an exact copy of an earlier one"))
                 continue
@@ -143,13 +145,9 @@ def read_digests(folder: str, shard: int) -> bytes:
     return bytes(digests)
 
 
-def write_copies(folder: epath.Path, shard: int, copies: np.ndarray) -> None:
-    """Tells `write_shard` which members are copies of earlier ones, by number."""
-    np.save(folder / "tasks" / f"{shard:05}.copies.npy", copies)
-
-
-def _read_copies(folder: epath.Path, shard: int) -> set[int]:
-    return {*np.load(folder / "tasks" / f"{shard:05}.copies.npy").tolist()}
+def write_copies(folder: epath.Path, shard: int, is_copy: np.ndarray) -> None:
+    """Tells `write_shard` which members are copies of earlier ones."""
+    np.save(folder / "tasks" / f"{shard:05}.copies.npy", is_copy)
 
 
 @functools.cache
