@@ -166,9 +166,9 @@ def _files_under(root: str) -> Iterator[bytes]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as entries:
                 for entry in entries:
-                    name = os.path.join(folder, entry.name)
                     if entry.name.startswith(b"."):
                         continue
+                    name = os.path.join(folder, entry.name)
                     is_link = entry.is_symlink()
                     # os.path, since a link to itself is no error there.
                     if os.path.isdir(entry) if is_link else entry.is_dir():
