@@ -44,8 +44,8 @@ class Example(NamedTuple):
     region_b: UInt8[np.ndarray, "height width 3"]
     visible: Int32[np.ndarray, " v"]  # see `masks.sample_visible`
     geometry: Float32[np.ndarray, "4"]  # see `regions.relative_geometry`
-    record: int  # the record drawn, also where another one had to replace it
-    outcome: Outcome  # of the record drawn
+    record: np.int64  # the record drawn, also where another one had to replace it
+    outcome: np.int8  # of the record drawn; see `images.Outcome`
 
 
 class PretrainBatches(HostBatches):
@@ -94,17 +94,9 @@ class PretrainBatches(HostBatches):
         """Row `position % batch_size` of global batch `position // batch_size`."""
         batch, fill_row = self.begin(range(position, position + 1))
         image, box_a, box_b = fill_row(0)
-        return Example(
-            image=image,
-            box_a=box_a,
-            box_b=box_b,
-            region_a=batch["region_a"][0].copy(),  # of a whole batch's memory
-            region_b=batch["region_b"][0].copy(),
-            visible=batch["visible"][0],
-            geometry=batch["geometry"][0],
-            record=batch["record"].item(),
-            outcome=Outcome(batch["outcome"].item()),
-        )
+        # Copies, which do not keep the memory of a whole batch.
+        rows = {name: values[0].copy() for name, values in batch.items()}
+        return Example(image=image, box_a=box_a, box_b=box_b, **rows)
 
     def _fill_row(
         self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int

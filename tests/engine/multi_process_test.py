@@ -48,7 +48,7 @@ def images(tmp_path_factory) -> tuple[str, str]:
         (folder / f"{i}.jpg").write_bytes(pedestrian.encode_pedestrian(0, i, 0, 0))
     records, cfg = folder_records(str(folder)), Config()
     # Row 1 of the first batch is the first row of host 1.
-    bad = records.name(PretrainBatches(records, cfg).example(1).record)
+    bad = records.name(int(PretrainBatches(records, cfg).example(1).record))
     (folder / bad).write_bytes(b"no picture")
     return f"--config.data.path={folder}", bad
 
