@@ -7,6 +7,8 @@ Start it again with the same command to go on where it was stopped. Exit codes:
 0 finished, 1 failed, 2 wrong arguments, 75 interrupted.
 """
 
+import functools
+
 import command_line
 from absl import flags
 
@@ -62,9 +64,10 @@ def main() -> int:
         min_side=_MIN_SIDE.value,
         drop_duplicates=_DROP_DUPLICATES.value,
     )
-    run_shards = pool.LocalPool(_PROCESSES.value)
+    run_shards = functools.partial(pool.run_shards, num_processes=_PROCESSES.value)
     if _BEAM_RUNNER.value:
-        run_shards = beam.BeamPool(_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
+        options = beam.parse_options(_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
+        run_shards = functools.partial(beam.run_shards, options=options)
     return job.prepare(request, _OUT.value, run_shards)
 
 

@@ -32,18 +32,11 @@ class BadRecords:
           RunError: Too many distinct records have been bad so far; it lists them.
         """
         outcomes = [Outcome(value) for value in outcome.tolist()]
-        bad = [
-            (index, reason)
-            for index, reason in zip(record.tolist(), outcomes, strict=True)
-            if reason.is_bad
-        ]
-        for index, reason in bad:
-            if index not in self._outcomes:
+        for index, reason in zip(record.tolist(), outcomes, strict=True):
+            if reason.is_bad and index not in self._outcomes:
                 self._outcomes[index] = reason
-                logging.warning(
-                    "replaced a bad image: %s",
-                    describe_bad(self._records, [(index, reason)]),
-                )
+                named = describe_bad(self._records, [(index, reason)])
+                logging.warning("replaced a bad image: %s", named)
         if len(self._outcomes) > self._max_fraction * len(self._records):
             raise RunError(
                 f"{len(self._outcomes)} of {len(self._records)} images are bad, more "
@@ -52,7 +45,7 @@ class BadRecords:
                 "or remove them, or raise the limit"
             )
         return {
-            "bad_images": len(bad),
+            "bad_images": sum(one.is_bad for one in outcomes),
             "converted_images": sum(one.is_converted for one in outcomes),
         }
 

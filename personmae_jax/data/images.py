@@ -125,7 +125,7 @@ def decode(
         raise BadImage(Outcome.EMPTY)
     if data.startswith(_JPEG_START):
         has_one_scan, has_exif = jpeg.walk_header(data)
-        if not has_one_scan and jpeg.has_too_many_scans(data):
+        if not has_one_scan and data.count(jpeg.SCAN) > jpeg.MAX_SCANS:
             raise BadImage(Outcome.TOO_MANY_SCANS)
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-_SCAN = b"\xff\xda"  # start of scan; never inside the compressed data
+SCAN = b"\xff\xda"  # start of scan; never inside the compressed data
 MAX_SCANS = 100  # writers make some 10; each costs as much as a whole image
 _EXTRA_BYTES = re.compile(r"(?<!\d)(\d{1,2}) extraneous bytes before marker 0xd9")
 
@@ -27,11 +27,6 @@ def walk_header(data: bytes) -> tuple[bool, bool]:
         has_exif |= marker == b"\xe1" and data.startswith(b"Exif\0\0", place + 4)
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     return False, b"Exif\0\0" in data
-
-
-def has_too_many_scans(data: bytes) -> bool:
-    """Whether decoding takes longer than any camera's or encoder's file."""
-    return data.count(_SCAN) > MAX_SCANS
 
 
 def decode_without_extra_bytes(

@@ -30,6 +30,10 @@ from personmae_jax.errors import RunError
 _NUM_REPLACEMENTS = 100  # records tried in the place of a bad one
 
 
+# An image, flipped or not, and its two boxes.
+_Filled = tuple[UInt8[np.ndarray, "h w 3"], images.Box, images.Box]
+
+
 class Example(NamedTuple):
     """One row of a batch, with the image that it was cut from."""
 
@@ -40,8 +44,8 @@ class Example(NamedTuple):
     region_b: UInt8[np.ndarray, "height width 3"]
     visible: Int32[np.ndarray, " v"]  # see `masks.sample_visible`
     geometry: Float32[np.ndarray, "4"]  # see `regions.relative_geometry`
-    record: int  # the record drawn, also where another one had to replace it
-    outcome: Outcome  # of the record drawn
+    record: np.int64  # the record drawn, also where another one had to replace it
+    outcome: np.int8  # of the record drawn; see `images.Outcome`
 
 
 class PretrainBatches(HostBatches):
@@ -57,24 +61,13 @@ class PretrainBatches(HostBatches):
     Making one raises RunError if too many records in a row are bad.
     """
 
-    def __init__(
-        self, records: Records, cfg: Config, *, host: int = 0, num_hosts: int = 1
-    ):
-        """Prepares the stream; nothing is read yet.
-
-        Args:
-          records: Where images come from.
-          cfg: A checked configuration.
-          host: This process's index, from 0.
-          num_hosts: Number of processes, a divisor of `cfg.train.batch_size`; rows
-            host, host + num_hosts, ... of every global batch belong to this one.
-        """
+    def __init__(self, records: Records, cfg: Config, **hosts: int):
+        """Prepares the stream; nothing is read yet; `hosts` as in `HostBatches`."""
         super().__init__(
             cfg.train.batch_size,
             num_threads=cfg.data.num_threads,
             num_workers=cfg.data.num_workers,
-            host=host,
-            num_hosts=num_hosts,
+            **hosts,
         )
         self._records = records
         self._cfg = cfg
@@ -82,37 +75,9 @@ class PretrainBatches(HostBatches):
         size = (cfg.data.height, cfg.data.width, 3)
         self._memory = BufferPool(2, self._num_rows, *size)
 
-    def begin(self, positions: range) -> tuple[Batch, Callable[[int], object]]:
-        batch, numbers = self._draw(positions, self._memory.take())
-        return batch, functools.partial(self._fill_row, batch, numbers)
-
-    def example(self, position: int) -> Example:
-        """Row `position % batch_size` of global batch `position // batch_size`."""
-        data = self._cfg.data
-        both = np.empty((2, 1, data.height, data.width, 3), np.uint8)
-        batch, numbers = self._draw(range(position, position + 1), both)
-        image, box_a, box_b = self._fill_row(batch, numbers, 0)
-        return Example(
-            image=image,
-            box_a=box_a,
-            box_b=box_b,
-            region_a=batch["region_a"][0],
-            region_b=batch["region_b"][0],
-            visible=batch["visible"][0],
-            geometry=batch["geometry"][0],
-            record=batch["record"].item(),
-            outcome=Outcome(batch["outcome"].item()),
-        )
-
-    def _draw(
-        self, positions: range, both: UInt8[np.ndarray, "2 b height width 3"]
-    ) -> tuple[Batch, Float64[np.ndarray, "b n"]]:
-        """The batch of these positions but for what depends on the images.
-
-        Returns:
-          The batch, and the numbers that the regions are to be drawn from.
-        """
+    def begin(self, positions: range) -> tuple[Batch, Callable[[int], _Filled]]:
         cfg, b = self._cfg, len(positions)
+        both = self._memory.take()[:, :b]
         rng = BatchRng(cfg.train.seed, positions)
         batch = {
             "region_a": both[0],
@@ -122,25 +87,26 @@ class PretrainBatches(HostBatches):
             "record": self._order.records(positions),
             "outcome": np.empty(b, np.int8),
         }
-        return batch, rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        numbers = rng.uniform(Stream.REGIONS, regions.NUM_DRAWS)
+        return batch, functools.partial(self._fill_row, batch, numbers)
+
+    def example(self, position: int) -> Example:
+        """Row `position % batch_size` of global batch `position // batch_size`."""
+        batch, fill_row = self.begin(range(position, position + 1))
+        image, box_a, box_b = fill_row(0)
+        # Copies, which do not keep the memory of a whole batch.
+        rows = {name: values[0].copy() for name, values in batch.items()}
+        return Example(image=image, box_a=box_a, box_b=box_b, **rows)
 
     def _fill_row(
         self, batch: Batch, numbers: Float64[np.ndarray, "b n"], row: int
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], images.Box, images.Box]:
-        """Decodes the row's record and cuts its regions into place.
-
-        Returns:
-          The image, flipped or not, and its two boxes.
-        """
+    ) -> _Filled:
+        """Decodes the row's record and cuts its regions into place."""
         cfg = self._cfg
         image, outcome = self._decode(batch["record"][row].item())
+        height, width, _ = image.shape
         box_a, box_b, is_flipped = regions.sample_regions(
-            numbers[row],
-            image.shape[0],
-            image.shape[1],
-            cfg.regions,
-            cfg.data.height,
-            cfg.data.width,
+            numbers[row], height, width, cfg.regions, cfg.data.height, cfg.data.width
         )
         if is_flipped:
             cv2.flip(image, 1, dst=image)

@@ -3,7 +3,7 @@
 import functools
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
@@ -59,7 +59,7 @@ def open_records(cfg: DataConfig) -> Records:
             "synthetic pedestrians with --config=configs/quickstart.py"
         )
     if cfg.source == "folder":
-        return FolderRecords(cfg.path)
+        return folder_records(cfg.path)
     return TfdsRecords(cfg.path, cfg.split)
 
 
@@ -107,52 +107,54 @@ class ListedRecords:
         return printable(self._names[index])
 
 
-class FolderRecords(ListedRecords):
-    """Every image file under a folder, sorted by relative path.
+def folder_records(root: str) -> ListedRecords:
+    """Every image file under a folder; see `list_images`.
 
-    Sorted by bytes, so that the order is the same on every machine.
+    Raises:
+      ConfigError: It holds no image, or a folder in it cannot be listed.
     """
-
-    def __init__(self, root: str):
-        """Lists the folder.
-
-        Args:
-          root: The folder. Files with an image's suffix or none are listed, hidden
-            files and folders are not; links are followed, each folder listed once.
-
-        Raises:
-          ConfigError: It holds no image, or a folder in it cannot be listed.
-        """
-        names, num_others, other = list_images(root)
-        if not names:
-            raise ConfigError(
-                f"config.data.path={root!r} holds no image "
-                f"({num_others} files with other suffixes); a folder source needs "
-                f"files named {', '.join(sorted(IMAGE_SUFFIXES))}, or without a suffix"
-            )
-        warn_of_others(root, len(names), num_others, other)
-        super().__init__(root, Names.pack(sorted(names)))
-
-
-def warn_of_others(root: str, num_names: int, num_others: int, other: bytes) -> None:
-    """Says what `list_images` has left out, if anything."""
-    if num_others:
-        logging.warning(
-            "%s: left out %d files beside %d images, for a suffix that is no image's, "
-            "e.g. %s",
-            *(root, num_others, num_names, printable(other)),
+    names, num_others = list_images(root)
+    if not len(names):
+        raise ConfigError(
+            f"config.data.path={root!r} holds no image "
+            f"({num_others} files with other suffixes); a folder source needs "
+            f"files named {', '.join(sorted(IMAGE_SUFFIXES))}, or without a suffix"
         )
+    return ListedRecords(root, names)
 
 
-def list_images(root: str) -> tuple[list[bytes], int, bytes]:
-    """Relative paths of images, unsorted; the number of other files, and one of them.
+def list_images(root: str) -> tuple[Names, int]:
+    """Relative paths of images, and the number of other files, which a warning tells.
 
-    Whether a file without a suffix is an image shows when it is decoded.
+    Files with an image's suffix or none are listed: whether one without is an image
+    shows when it is decoded. Sorted by bytes, so that the order is the same on every
+    machine.
 
     Raises:
       ConfigError: A folder cannot be listed.
     """
     names, num_others, other = [], 0, b""
+    for name in _files_under(root):
+        suffix = os.path.splitext(name)[1].lower()
+        if not suffix or os.fsdecode(suffix) in IMAGE_SUFFIXES:
+            names.append(name)
+        else:
+            num_others, other = num_others + 1, name
+    if num_others:
+        logging.warning(
+            "%s: left out %d files beside %d images, for a suffix that is no image's, "
+            "e.g. %s",
+            *(root, num_others, len(names), printable(other)),
+        )
+    return Names.pack(sorted(names)), num_others
+
+
+def _files_under(root: str) -> Iterator[bytes]:
+    """Yields relative paths; hidden files and folders, pipes and devices are left out.
+
+    Links are followed, each folder is listed once. A dangling link is a file, and
+    counted as bad when it is read.
+    """
     folders, seen = [b""], set()
     while folders:
         folder = folders.pop()
@@ -168,16 +170,12 @@ def list_images(root: str) -> tuple[list[bytes], int, bytes]:
                     if entry.name.startswith(b"."):
                         continue
                     name = os.path.join(folder, entry.name)
-                    suffix = os.path.splitext(entry.name)[1].lower()
-                    if _is_dir(entry):
+                    is_link = entry.is_symlink()
+                    # os.path, since a link to itself is no error there.
+                    if os.path.isdir(entry) if is_link else entry.is_dir():
                         subfolders.append(name)
-                    elif not (entry.is_symlink() or entry.is_file()):
-                        continue  # a pipe or a device
-                    # A dangling link is listed, and counted as bad when it is read.
-                    elif not suffix or os.fsdecode(suffix) in IMAGE_SUFFIXES:
-                        names.append(name)
-                    else:
-                        num_others, other = num_others + 1, name
+                    elif is_link or entry.is_file():
+                        yield name
         except OSError as error:
             raise ConfigError(
                 f"{os.fsdecode(path)!r} cannot be listed "
@@ -185,15 +183,6 @@ def list_images(root: str) -> tuple[list[bytes], int, bytes]:
             ) from error
         # In order, so that of two links to one folder always the same one counts.
         folders.extend(sorted(subfolders, reverse=True))
-    return names, num_others, other
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere is not."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _allow_open_files(count: int = 2**14) -> None:
@@ -253,14 +242,8 @@ class TfdsRecords:
                 f"{', '.join(builder.info.splits) or 'none'}, and it must be stored "
                 "as ArrayRecord"
             ) from error
-        self._name_feature = next(
-            (
-                name
-                for name in _NAME_FEATURES
-                if isinstance(features.get(name), tfds.features.Text)
-            ),
-            None,
-        )
+        texts = [n for n, f in features.items() if isinstance(f, tfds.features.Text)]
+        self._name_feature = next((n for n in _NAME_FEATURES if n in texts), None)
 
     def __reduce__(self):
         return TfdsRecords, (self._path, self._split)

@@ -36,7 +36,10 @@ class Opaque:
     def fill(self, _: Any) -> None:
         """Takes what the pickle sets as state, items or members."""
 
-    append = extend = update = add = fill
+    append = extend = add = fill
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
 
 
 class _Call:
@@ -86,9 +89,17 @@ def load(
 _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]  # its types are not told
 
 
-class _Unpickler(_Base):
-    dispatch = dict(_Base.dispatch)
+def _checked(opcode: bytes, keys: slice) -> Callable[[Any], None]:
+    """The library's instruction, after a look at those of the stack that it hashes."""
 
+    def carry_out(self: Any) -> None:
+        check_keys(self.stack[keys])
+        _Base.dispatch[opcode[0]](self)
+
+    return carry_out
+
+
+class _Unpickler(_Base):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in self.known and "." not in name:
@@ -102,81 +113,41 @@ class _Unpickler(_Base):
             raise UnsafePickle("it refers to an object outside it")
         return self.outside(pid)
 
+    def refuse(self) -> None:
+        raise UnsafePickle("it holds an instruction that no plain value needs")
 
-def _instead_of(*opcodes: bytes) -> Callable[[Callable], Callable]:
-    """Has a function carry out these instructions."""
+    def call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, _Call):
+            self.stack.append(function.function(*arguments))
+        elif isinstance(function, Opaque):
+            self.stack.append(function)
+        else:
+            raise UnsafePickle("it calls what is no function")
 
-    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        _Unpickler.dispatch |= dict.fromkeys((code[0] for code in opcodes), function)
-        return function
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if hasattr(target, "fill"):
+            target.fill(state)
+        elif not isinstance(target, dict):  # an OrderedDict may have attributes
+            raise UnsafePickle(f"it sets the state of a {type(target).__name__}")
 
-    return register
+    def make_bytearray(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.stack.append(bytearray(self.read(size)))
 
-
-@_instead_of(*(getattr(pickle, name) for name in _REFUSED))
-def _refuse(_: Any) -> None:
-    raise UnsafePickle("it holds an instruction that no plain value needs")
-
-
-@_instead_of(pickle.REDUCE, pickle.NEWOBJ)
-def _call(self: Any) -> None:
-    arguments, function = self.stack.pop(), self.stack.pop()
-    if isinstance(function, _Call):
-        self.stack.append(function.function(*arguments))
-    elif isinstance(function, Opaque):
-        self.stack.append(function)
-    else:
-        raise UnsafePickle("it calls what is no function")
-
-
-@_instead_of(pickle.BUILD)
-def _build(self: Any) -> None:
-    state, target = self.stack.pop(), self.stack[-1]
-    if hasattr(target, "fill"):
-        target.fill(state)
-    elif not isinstance(target, dict):  # an OrderedDict may have attributes
-        raise UnsafePickle(f"it sets the state of a {type(target).__name__}")
-
-
-@_instead_of(pickle.SETITEMS)
-def _set_items(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items[::2])
-    self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-
-@_instead_of(pickle.SETITEM)
-def _set_item(self: Any) -> None:
-    value, key = self.stack.pop(), self.stack.pop()
-    check_keys([key])
-    self.stack[-1].update([(key, value)])
-
-
-@_instead_of(pickle.DICT)
-def _make_dict(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items[::2])
-    self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-
-
-@_instead_of(pickle.ADDITEMS)
-def _add_items(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items)
-    self.stack[-1].update(items)
-
-
-@_instead_of(pickle.FROZENSET)
-def _make_frozenset(self: Any) -> None:
-    items = self.pop_mark()
-    check_keys(items)
-    self.stack.append(frozenset(items))
-
-
-@_instead_of(pickle.BYTEARRAY8)
-def _make_bytearray(self: Any) -> None:
-    size = int.from_bytes(self.read(8), "little")
-    self.stack.append(bytearray(self.read(size)))
+    dispatch = _Base.dispatch | {
+        **dict.fromkeys((getattr(pickle, name)[0] for name in _REFUSED), refuse),
+        pickle.REDUCE[0]: call,
+        pickle.NEWOBJ[0]: call,
+        pickle.BUILD[0]: build,
+        pickle.BYTEARRAY8[0]: make_bytearray,
+        pickle.SETITEM[0]: _checked(pickle.SETITEM, np.s_[-2:-1]),
+        pickle.SETITEMS[0]: _checked(pickle.SETITEMS, np.s_[::2]),
+        pickle.DICT[0]: _checked(pickle.DICT, np.s_[::2]),
+        pickle.ADDITEMS[0]: _checked(pickle.ADDITEMS, np.s_[:]),
+        pickle.FROZENSET[0]: _checked(pickle.FROZENSET, np.s_[:]),
+    }
 
 
 def check_keys(keys: list[Any]) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import stat
+import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeVar
 
@@ -94,9 +95,13 @@ def reporting_failure(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def appearing_whole(file: LocalPath) -> Iterator[LocalPath]:
-    """What to write a local file under until it is whole; then it takes its place."""
-    part = file.with_name(file.name + ".part")
+def appearing_whole(file: LocalPath, *, is_shared: bool = False) -> Iterator[LocalPath]:
+    """What to write a local file under until it is whole; then it takes its place.
+
+    Never the same name twice where `is_shared`: others may be writing the same file.
+    """
+    mark = f".{uuid.uuid4().hex}" if is_shared else ""
+    part = file.with_name(f"{file.name}{mark}.part")
     part.unlink(missing_ok=True)  # a link would be followed
     try:
         yield part

@@ -18,7 +18,8 @@ from etils import epath
 
 from personmae_jax import foreign_files
 from personmae_jax.engine import lock, signals
-from personmae_jax.errors import ConfigError, RunError
+from personmae_jax.engine.storage import reporting_failure
+from personmae_jax.errors import ConfigError
 from personmae_jax.prepare.manifest import find_copies
 from personmae_jax.prepare.plan import (
     Plan,
@@ -169,7 +170,7 @@ def _lock(folder: epath.Path) -> Any:
 def _make_plan(folder: epath.Path, request: Request, earlier: Plan | None) -> Plan:
     """Lists in a process of its own, which a damaged LMDB may kill."""
     print("listing the sources ...", flush=True)
-    with worker_pool(1) as pool:
+    with reporting_failure(str(folder)), worker_pool(1) as pool:
         try:
             return pool.submit(make_plan, folder, request, earlier).result()
         except BrokenProcessPool:
@@ -177,11 +178,6 @@ def _make_plan(folder: epath.Path, request: Request, earlier: Plan | None) -> Pl
                 f"--source={' '.join(request.source)}: listing it killed the process; "
                 "a damaged LMDB does that (copy it again), or too little memory"
             ) from None
-        except OSError as error:
-            raise RunError(
-                f"{folder} cannot be written ({error.strerror}); fix the cause and "
-                "start again with the same command"
-            ) from error
 
 
 def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
@@ -192,4 +188,4 @@ def _find_copies(folder: epath.Path, plan: Plan, run_shards: RunShards) -> None:
     is_copy = find_copies(np.frombuffer(digests, "V16"))
     for shard in shards:
         part = is_copy[shard * plan.shard_size : (shard + 1) * plan.shard_size]
-        write_copies(folder, shard, np.flatnonzero(part))
+        write_copies(folder, shard, part)

@@ -14,7 +14,9 @@ class JoinedFile(io.RawIOBase):
     """Several files end to end, as one that can be read and sought."""
 
     def __init__(self, paths: tuple[str, ...]):
-        self._files = [foreign_files.open_file(path) for path in paths]
+        self._files: list[io.FileIO] = []  # `close` closes them if the next is missing
+        for path in paths:
+            self._files.append(foreign_files.open_file(path))
         sizes = [os.fstat(file.fileno()).st_size for file in self._files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self._position = 0
@@ -48,18 +50,5 @@ class JoinedFile(io.RawIOBase):
 
 
 def open_parts(paths: tuple[str, ...]) -> io.BufferedReader:
-    """One file, or the parts of one that was split, for reading."""
-    first, *rest = paths
-    raw = JoinedFile(paths) if rest else foreign_files.open_file(first)
-    return io.BufferedReader(raw, 1 << 16)
-
-
-class ArchiveReader:
-    """An archive that stays open as long as its reader lives."""
-
-    def __init__(self, paths: tuple[str, ...]):
-        self._file = open_parts(paths)
-
-    def __del__(self):
-        if hasattr(self, "_file"):  # else it could not be opened
-            self._file.close()
+    """One file, or the parts of one that was split, open until nobody holds it."""
+    return io.BufferedReader(JoinedFile(paths), 1 << 16)

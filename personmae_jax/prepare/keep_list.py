@@ -1,5 +1,6 @@
 """A subset of the members, in the order of a list of names, best first."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -46,16 +47,13 @@ def count_kept(keep_first: str | None, num_names: int) -> int:
     """
     if keep_first is None:
         return num_names
-    try:
-        count = (
-            int(keep_first)
-            if keep_first.isdecimal()
-            else math.floor(float(keep_first) * num_names)
-            if 0 < float(keep_first) <= 1
-            else 0
-        )
-    except ValueError:
-        count = 0
+    count = 0
+    with contextlib.suppress(ValueError):
+        share = float(keep_first)
+        if keep_first.isdecimal():
+            count = int(keep_first)
+        elif 0 < share <= 1:
+            count = math.floor(share * num_names)
     if not 0 < count <= num_names:
         raise ConfigError(
             f"--keep-first={keep_first} must be a number of names, 1 .. {num_names}, "

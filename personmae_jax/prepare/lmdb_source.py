@@ -37,12 +37,13 @@ def _data_file(path: str) -> str:
     return os.path.join(path, DATA_FILE) if os.path.isdir(path) else path
 
 
-def list_lmdb(path: str) -> Listing:
+def list_lmdb(paths: tuple[str]) -> Listing:
     """The names in `keys.pkl`, beside the database or one folder up, else all keys.
 
     Raises:
       ConfigError: The database or `keys.pkl` cannot be read.
     """
+    (path,) = paths
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         file = os.path.join(place, _KEYS_FILE)
@@ -59,7 +60,7 @@ def list_lmdb(path: str) -> Listing:
     else:
         logging.warning("%s: there is no %s; all keys are taken", path, _KEYS_FILE)
         names, identities, videos = _walk(path), None, None
-    return Listing("lmdb", (path,), names, no_places(len(names)), identities, videos)
+    return Listing("lmdb", paths, names, no_places(len(names)), identities, videos)
 
 
 def _open(path: str) -> Any:
@@ -195,19 +196,19 @@ def video_of(key: bytes) -> bytes:
     return match[1] if match else b""
 
 
-class LmdbReader:
-    """Reads values of one database by their keys."""
+def open_lmdb(paths: tuple[str]) -> Any:
+    """A transaction that reads one database."""
+    return _open(paths[0]).begin(buffers=True)
 
-    def __init__(self, paths: tuple[str, ...]):
-        self._transaction = _open(paths[0]).begin(buffers=True)
 
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        try:
-            value = self._transaction.get(name) if 0 < len(name) <= 511 else None
-        except lmdb.Error as error:
-            raise MemberError(f"damaged in the LMDB ({first_line(error)})") from error
-        if value is None:
-            raise MemberError("not in the database")
-        if len(value) > limit:
-            raise MemberError(f"more than {limit} bytes")
-        return bytes(value)
+def read_lmdb(transaction: Any, name: bytes, place: Place, limit: int) -> bytes:
+    """The value of one key, as a `sources.Reader`."""
+    try:
+        value = transaction.get(name) if 0 < len(name) <= 511 else None
+    except lmdb.Error as error:
+        raise MemberError(f"damaged in the LMDB ({first_line(error)})") from error
+    if value is None:
+        raise MemberError("not in the database")
+    if len(value) > limit:
+        raise MemberError(f"more than {limit} bytes")
+    return bytes(value)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from personmae_jax import foreign_files
+from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import RunError
 
 _CHECKS = "checks"
@@ -55,12 +55,10 @@ def digest_file(file: Any) -> str:
 
 
 def find_copies(digests: np.ndarray) -> np.ndarray:
-    """Whether an earlier member has the same digest."""
-    halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
-    order = np.lexsort(halves.T)  # stable: of equals the first comes first
-    halves = halves[order]
-    is_copy = np.zeros(len(order), bool)
-    is_copy[order[1:]] = (halves[1:] == halves[:-1]).all(1)
+    """Whether an earlier member has the same digest; `NO_DIGEST` is nobody's."""
+    _, first = np.unique(digests, return_index=True)
+    is_copy = digests != np.void(NO_DIGEST)
+    is_copy[first] = False
     return is_copy
 
 
@@ -69,22 +67,17 @@ def _checks_file(folder: epath.Path, shard: int) -> epath.Path:
 
 
 def write_checks(folder: epath.Path, shard: int, checks: Checks) -> None:
-    file = _checks_file(folder, shard)
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     about = {
         "rejected": checks.rejected,
         "num_bytes": checks.num_bytes,
         "file_digest": checks.file_digest,
     }
-    file.parent.mkdir(exist_ok=True)
-    with open(part, "wb") as opened:
-        np.savez(
-            opened,
-            rows=checks.rows,
-            sums=checks.sums,
-            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-        )
-    part.replace(file)
+    write_arrays(
+        _checks_file(folder, shard),
+        rows=checks.rows,
+        sums=checks.sums,
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+    )
 
 
 def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
@@ -101,6 +94,16 @@ def read_checks(folder: epath.Path, shard: int, num_rows: int) -> Checks:
         if (checks.rows.dtype, checks.rows.shape) != (ROW, (num_rows,)):
             raise ValueError("rows of another shard or version")
     return checks
+
+
+def write_arrays(file: epath.Path, **arrays: Any) -> None:
+    """Writes an .npz file of ours.
+
+    A killed process must not leave a part that the next start takes for the whole.
+    """
+    file.parent.mkdir(exist_ok=True)
+    with appearing_whole(file, is_shared=True) as part, open(part, "wb") as opened:
+        np.savez(opened, **arrays)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -48,7 +49,7 @@ class Plan:
     """A request after its sources were listed."""
 
     # As JSON, with what else must not change: sizes of archives, the list.
-    request: dict[str, object]
+    request: dict[str, Any]
     sources: list[tuple[str, tuple[str, ...]]]  # (kind, paths) of each
     num_listed: int  # members of all sources
     num_members: int  # those that are wanted
@@ -64,16 +65,19 @@ class Plan:
         return min(self.shard_size, self.num_members - shard * self.shard_size)
 
 
-def describe(request: Request) -> dict[str, object]:
+def describe(request: Request) -> dict[str, Any]:
     """The request as it is stored and compared.
 
     Raises:
       ConfigError: A source or the list is not there.
     """
-    described: dict[str, object] = {**dataclasses.asdict(request)}
+    described = dataclasses.asdict(request)
     described["version"] = VERSION
     described["source"] = [os.path.abspath(path) for path in request.source]
-    described["source_bytes"] = [_size(path) for path in request.source]
+    described["source_bytes"] = [  # of archives; folders, and what is gone, have none
+        os.path.getsize(path) if os.path.isfile(path) else None
+        for path in request.source
+    ]
     if request.keep_list is not None:
         try:
             with foreign_files.open_file(request.keep_list) as file:
@@ -84,11 +88,6 @@ def describe(request: Request) -> dict[str, object]:
             ) from error
         described["keep_list"] = digest
     return described
-
-
-def _size(path: str) -> int | None:
-    """Bytes of an archive; None for a folder, and for what is gone by now."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def read_plan(folder: epath.Path) -> Plan | None:
@@ -131,7 +130,7 @@ def is_finished(folder: epath.Path) -> bool:
     return (folder / MARK).exists()
 
 
-def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, object]) -> None:
+def refuse_another(folder: epath.Path, plan: Plan, wanted: dict[str, Any]) -> None:
     """Compares what the folder was begun with, with what is asked for now.
 
     Raises:

@@ -17,38 +17,34 @@ from personmae_jax.errors import RunError, without_control
 from personmae_jax.prepare.plan import Plan
 
 
-class LocalPool:
-    """Runs a function for every shard in processes of this machine."""
+def run_shards(
+    function: Callable[[str, int], Any],
+    folder: str,
+    plan: Plan,
+    shards: Sequence[int],
+    num_processes: int | None = None,
+) -> list:
+    """Runs `function(folder, shard)` for every shard in processes of this machine.
 
-    def __init__(self, num_processes: int | None = None):
-        """Takes the number of processes; None: one for each core."""
-        self._num_processes = num_processes or num_cores()
+    Returns:
+      What it returned, in the order of the shards; `num_processes` None: one a core.
 
-    def __call__(
-        self,
-        function: Callable[[str, int], Any],
-        folder: str,
-        plan: Plan,
-        shards: Sequence[int],
-    ) -> list:
-        """Returns `function(folder, shard)` of every shard, in their order.
-
-        Raises:
-          RunError: One of them failed, or its process was killed.
-        """
-        if not shards:
-            return []
-        count = min(self._num_processes, len(shards))
-        try:
-            with worker_pool(count) as pool:
-                futures = [pool.submit(function, folder, shard) for shard in shards]
-                _show_progress(plan, dict(zip(futures, shards, strict=True)))
-                return [future.result() for future in futures]
-        except BrokenProcessPool:
-            raise RunError(
-                "a worker process was killed: too little memory for --processes="
-                f"{count}, or a damaged LMDB; start again with fewer to go on"
-            ) from None
+    Raises:
+      RunError: One of them failed, or its process was killed.
+    """
+    if not shards:
+        return []
+    count = min(num_processes or num_cores(), len(shards))
+    try:
+        with worker_pool(count) as pool:
+            futures = [pool.submit(function, folder, shard) for shard in shards]
+            _show_progress(plan, dict(zip(futures, shards, strict=True)))
+            return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise RunError(
+            "a worker process was killed: too little memory for --processes="
+            f"{count}, or a damaged LMDB; start again with fewer to go on"
+        ) from None
 
 
 def _show_progress(plan: Plan, shards: dict[concurrent.futures.Future, int]) -> None:

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import threading
-import uuid
 import zlib
 from typing import Any
 
@@ -25,6 +24,7 @@ from personmae_jax.data.images import BadImage, Outcome, decode
 from personmae_jax.data.names import printable
 from personmae_jax.data.records import MAX_BYTES
 from personmae_jax.engine import pictures
+from personmae_jax.engine.storage import appearing_whole
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare import manifest
 from personmae_jax.prepare.listing import MemberError
@@ -56,45 +56,40 @@ def is_written(folder: epath.Path, plan: Plan, shard: int) -> bool:
     return shard_file(folder, shard, plan.num_shards).exists()
 
 
-def write_shard(folder: str, shard: int) -> int:
+def write_shard(folder: str, shard: int) -> None:
     """Writes one shard and its checks, unless it is there.
-
-    Returns:
-      The number of its members.
 
     Raises:
       RunError: Nothing more can be written, or a source is gone.
     """
-    path = epath.Path(folder)
-    plan, task = _plan_in(folder), read_task(path, shard)
+    path, plan = epath.Path(folder), plan_in(folder)
     if is_written(path, plan, shard):
-        return len(task.names)
+        return
+    task = read_task(path, shard)
     file = shard_file(path, shard, plan.num_shards)
-    copies = _read_copies(path, shard) if plan.request["drop_duplicates"] else set()
-    # Never the same name twice: what a killed process left is not in the way.
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
+    copies = np.zeros(len(task.names), bool)
+    if plan.request["drop_duplicates"]:
+        copies = np.load(path / "tasks" / f"{shard:05}.copies.npy")
     try:
-        checks = _write_records(part, plan, task, copies)
-        manifest.write_checks(path, shard, checks)
-        part.replace(file)
+        with appearing_whole(file, is_shared=True) as part:
+            checks = _write_records(part, plan, task, copies)
+            manifest.write_checks(path, shard, checks)
+    except RunError:
+        raise
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, RunError):
-            raise
         raise RunError(
             f"{file} cannot be written ({first_line(error)}); the shards finished so "
             "far are good: fix the cause and start again with the same command"
         ) from error
-    return len(task.names)
 
 
 def _write_records(
-    part: epath.Path, plan: Plan, task: Task, copies: set[int]
+    part: epath.Path, plan: Plan, task: Task, copies: np.ndarray
 ) -> manifest.Checks:
     writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER_OPTIONS)
     rows = np.zeros(len(task.names), manifest.ROW)
     sums, rejected, num_bytes = np.zeros((2, 3), np.uint64), [], 0
-    min_side = int(str(plan.request["min_side"]))
+    min_side = plan.request["min_side"]
     for number, name in enumerate(task.names):
         row = rows[number]
         try:
@@ -103,7 +98,7 @@ def _write_records(
             stored, pixels, outcome = _verify(data, min_side)
             row["height"], row["width"], _ = pixels.shape
             row["outcome"] = outcome
-            if number in copies:
+            if copies[number]:
                 row["state"] = manifest.DUPLICATE
                 rejected.append((printable(name), "an exact copy of an earlier one"))
                 continue
@@ -133,7 +128,7 @@ def read_digests(folder: str, shard: int) -> bytes:
     start.
     """
     path = epath.Path(folder) / "tasks" / f"{shard:05}.digests"
-    plan, digests = _plan_in(folder), bytearray()
+    plan, digests = plan_in(folder), bytearray()
     if path.exists():
         digests += path.read_bytes()
     # A power cut or a full disk may have left a piece.
@@ -145,23 +140,19 @@ def read_digests(folder: str, shard: int) -> bytes:
                 digests += manifest.digest(_read_member(plan, task, number))
             except MemberError:
                 digests += manifest.NO_DIGEST
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-        part.write_bytes(bytes(digests))
-        part.replace(path)
+        with appearing_whole(path, is_shared=True) as part:
+            part.write_bytes(bytes(digests))
     return bytes(digests)
 
 
-def write_copies(folder: epath.Path, shard: int, copies: np.ndarray) -> None:
-    """Tells `write_shard` which members are copies of earlier ones, by number."""
-    np.save(folder / "tasks" / f"{shard:05}.copies.npy", copies)
-
-
-def _read_copies(folder: epath.Path, shard: int) -> set[int]:
-    return {*np.load(folder / "tasks" / f"{shard:05}.copies.npy").tolist()}
+def write_copies(folder: epath.Path, shard: int, is_copy: np.ndarray) -> None:
+    """Tells `write_shard` which members are copies of earlier ones."""
+    np.save(folder / "tasks" / f"{shard:05}.copies.npy", is_copy)
 
 
 @functools.cache
-def _plan_in(folder: str) -> Plan:
+def plan_in(folder: str) -> Plan:
+    """The plan in a folder that has one, read once for this process."""
     plan = read_plan(epath.Path(folder))
     if plan is None:
         raise RunError(f"{folder} holds no plan; start again")
@@ -182,7 +173,7 @@ def _read_member(plan: Plan, task: Task, number: int) -> bytes:
         except (OSError, ConfigError) as error:
             raise _gone(paths[0], error) from error
         try:
-            return reader.read(task.names[number], task.places[number], MAX_BYTES)
+            return reader(task.names[number], task.places[number], MAX_BYTES)
         except OSError as error:
             # An unmounted disk leaves an empty folder.
             is_there = kind != "folder" or _has_entries(paths[0])

@@ -3,14 +3,12 @@
 import functools
 import os
 import re
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
 from personmae_jax import foreign_files
-from personmae_jax.data.names import Names
-from personmae_jax.data.records import IMAGE_SUFFIXES, list_images, warn_of_others
+from personmae_jax.data.records import IMAGE_SUFFIXES, list_images
 from personmae_jax.errors import ConfigError
 from personmae_jax.prepare import lmdb_source, tar_source, zip_source
 from personmae_jax.prepare.joined_file import open_parts
@@ -28,19 +26,9 @@ _ARCHIVE_SUFFIXES = (
 )
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """Reads members of one source; belongs to one process."""
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        """The member's bytes.
-
-        Raises:
-          MemberError: It is not there, damaged, or larger than `limit` bytes; others
-            may be read.
-          OSError: The same.
-        """
-        ...
+# (name, place, limit) -> the bytes of one member; raises MemberError or OSError where
+# it is not there, damaged, or larger than `limit` bytes, while others may be read.
+Reader = Callable[[bytes, Place, int], bytes]
 
 
 def list_sources(paths: Sequence[str]) -> list[Listing]:
@@ -93,15 +81,14 @@ def _inside(folder: str) -> list[tuple[str, tuple[str, ...]]]:
     sources, others = [], []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if lmdb_source.is_lmdb(path):
-            kind = ("lmdb", (path,))
-        else:
-            kind = _kind_of(path) if os.path.isfile(path) else None
+        is_source = os.path.isfile(path) or lmdb_source.is_lmdb(path)
+        kind = _kind_of(path) if is_source else None
         if kind is None:
             others.append(name)
         elif kind not in sources:
             sources.append(kind)
-    if archives := [n for n in others if n.lower().endswith(_ARCHIVE_SUFFIXES)]:
+    shown = [name for name in others if not name.startswith(".")]  # no ._a.zip of macOS
+    if archives := [n for n in shown if n.lower().endswith(_ARCHIVE_SUFFIXES)]:
         raise ConfigError(
             f"--source={os.path.join(folder, archives[0])} is no zip or tar[.gz] "
             "archive that can be read: it is damaged or of another kind; copy it "
@@ -119,18 +106,17 @@ def _holds_image(folder: str) -> bool:
     """Whether some file in or under it is named as an image."""
     for _, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        for name in names:
-            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            if is_image and not name.startswith("."):
-                return True
+        shown = (name for name in names if not name.startswith("."))
+        if any(os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES for n in shown):
+            return True
     return False
 
 
 def _kind_of(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """What a file is by its first bytes, and all files it consists of."""
-    parts = _parts_of(path)
+    """What a file or database is by its first bytes, and all files it consists of."""
     if lmdb_source.is_lmdb(path):
         return "lmdb", (path,)
+    parts = _parts_of(path)
     with open_parts(parts) as file:
         start = file.read(512)
     if start.startswith(zip_source.ZIP_STARTS):
@@ -175,36 +161,30 @@ def _part_number(suffix: str) -> int:
 
 
 def _list_folder(paths: tuple[str, ...]) -> Listing:
-    names, num_others, other = list_images(paths[0])
-    warn_of_others(paths[0], len(names), num_others, other)
-    names.sort()
-    return Listing("folder", paths, Names.pack(names), no_places(len(names)))
+    names, _ = list_images(paths[0])
+    return Listing("folder", paths, names, no_places(len(names)))
 
 
-class FolderReader:
-    """Reads the files under one folder by their relative paths."""
-
-    def __init__(self, paths: tuple[str, ...]):
-        self._root = os.fsencode(paths[0])
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        return foreign_files.read_file(os.path.join(self._root, name), limit)
+def _read_file(root: str, name: bytes, place: Place, limit: int) -> bytes:
+    return foreign_files.read_file(os.path.join(os.fsencode(root), name), limit)
 
 
-_KINDS = {  # what lists one, and what reads its members
-    "folder": (_list_folder, FolderReader),
-    "zip": (zip_source.list_zip, zip_source.ZipReader),
-    "tar": (tar_source.list_tar, tar_source.TarReader),
-    "lmdb": (lambda paths: lmdb_source.list_lmdb(paths[0]), lmdb_source.LmdbReader),
+# What lists one, what opens one, and what reads a member of what was opened.
+_KINDS: dict[str, tuple[Callable, Callable, Callable[..., bytes]]] = {
+    "folder": (_list_folder, lambda paths: paths[0], _read_file),
+    "zip": (zip_source.list_zip, open_parts, zip_source.read_zip),
+    "tar": (tar_source.list_tar, tar_source.open_tar, tar_source.read_tar),
+    "lmdb": (lmdb_source.list_lmdb, lmdb_source.open_lmdb, lmdb_source.read_lmdb),
 }
 
 
 @functools.cache
 def open_reader(kind: str, paths: tuple[str, ...]) -> Reader:
-    """Opens a source once for this process.
+    """Opens a source once for this process; one thread at a time may read.
 
     Raises:
       OSError: It is no longer there.
       ConfigError: The same, of an LMDB.
     """
-    return _KINDS[kind][1](paths)
+    _, opening, reading = _KINDS[kind]
+    return functools.partial(reading, opening(paths))

@@ -7,14 +7,12 @@ import json
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 
 from personmae_jax import foreign_files
 from personmae_jax.data.images import Outcome
-from personmae_jax.engine.storage import write_whole
+from personmae_jax.engine.storage import reporting_failure, write_whole
 from personmae_jax.errors import RunError
 from personmae_jax.prepare import manifest
 from personmae_jax.prepare.plan import MARK, Plan
@@ -40,7 +38,7 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         writer.writerows(map(_harmless, checks.rejected))
     rows = np.concatenate([checks.rows for checks in shards])
     stored = rows[rows["state"] <= manifest.CONVERTED]
-    try:
+    with reporting_failure(str(folder)):
         write_whole(folder / "rejected.csv", text.getvalue())
         if not len(stored):
             raise RunError(
@@ -50,13 +48,8 @@ def finish(folder: epath.Path, plan: Plan) -> None:
         summary = _summarise(plan, shards, rows)
         write_whole(folder / _SUMMARY, json.dumps(summary, indent=2) + "\n")
         picture = _draw_sizes(stored["height"], stored["width"])
-        (folder / "summary.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        (folder / "summary.png").write_bytes(picture)
         _write_info(folder, shards)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror}); fix the cause and start "
-            "again with the same command"
-        ) from error
 
 
 def _harmless(row: tuple[str, str]) -> tuple[str, str]:
@@ -128,24 +121,22 @@ def summary_text(folder: epath.Path) -> str:
     return "\n".join(lines)
 
 
-def _draw_sizes(heights: np.ndarray, widths: np.ndarray) -> UInt8[np.ndarray, "y x 3"]:
-    """Histograms of heights and widths, one above the other, from 0 to the 99.5 %."""
-    picture = np.full((320, 480, 3), 255, np.uint8)
-    for top, what, sides in ((0, "height", heights), (160, "width", widths)):
+def _draw_sizes(heights: np.ndarray, widths: np.ndarray) -> bytes:
+    """A PNG of two histograms, one above the other, from 0 to the 99.5 %."""
+    # Half a second, so only at the end; without pyplot no display is ever asked for.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    panels = figure.subplots(2)
+    for panel, what, sides in zip(
+        panels, ("height", "width"), (heights, widths), strict=True
+    ):
         end = int(np.quantile(sides, 0.995, method="lower")) + 1
-        counts, _ = np.histogram(sides, bins=44, range=(0, end))
-        for column, count in enumerate(counts.tolist()):
-            left, tall = 20 + column * 10, round(100 * count / max(1, counts.max()))
-            corners = (left, top + 130 - tall), (left + 8, top + 130)
-            if tall:
-                cv2.rectangle(picture, *corners, (160, 96, 32), -1)
-        for text, place in (
-            (f"{what} (pixels), at most {counts.max():,} images a bar", (20, top + 20)),
-            ("0", (20, top + 148)),
-            (f"{end}", (420, top + 148)),
-        ):
-            cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0))
-    return picture
+        panel.hist(sides, bins=44, range=(0, end))
+        panel.set(xlabel=f"{what} (pixels)", ylabel="images")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()
 
 
 def _write_info(folder: epath.Path, shards: list[manifest.Checks]) -> None:

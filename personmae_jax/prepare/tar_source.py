@@ -16,7 +16,7 @@ from absl import logging
 
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError, first_line
-from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
+from personmae_jax.prepare.joined_file import DAMAGED, open_parts
 from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 GZIP_START = b"\x1f\x8b"
@@ -60,8 +60,7 @@ def list_tar(paths: tuple[str, ...]) -> Listing:
     """
     names, places, num_others = [], [], 0
     try:
-        with open_parts(paths) as file:
-            stream = _plain_stream(file)
+        with open_tar(paths) as stream:
             for member in _walk(stream, paths[0]):
                 if member.isreg() and not member.issparse():
                     name = os.fsencode(member.name)
@@ -117,29 +116,24 @@ def _skip_zeros(stream: io.BufferedIOBase) -> int | None:
     return None
 
 
-def _plain_stream(file: io.BufferedReader) -> io.BufferedIOBase:
+def open_tar(paths: tuple[str, ...]) -> io.BufferedIOBase:
     """The tar archive itself; seeking back in a compressed one starts it over."""
+    file = open_parts(paths)
     is_compressed = file.read(2) == GZIP_START
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if is_compressed else file
 
 
-class TarReader(ArchiveReader):
-    """Reads members of one tar archive by their places."""
-
-    def __init__(self, paths: tuple[str, ...]):
-        super().__init__(paths)
-        self._stream = _plain_stream(self._file)
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        offset, size = place[:2].tolist()  # others are padding
-        if size > limit:
-            raise MemberError(f"more than {limit} bytes")
-        try:
-            self._stream.seek(offset)
-            data = self._stream.read(size)
-        except (EOFError, zlib.error) as error:
-            raise MemberError("damaged in the tar archive") from error
-        if len(data) != size:
-            raise MemberError("cut off at the end of the tar archive")
-        return data
+def read_tar(stream: io.BufferedIOBase, name: bytes, place: Place, limit: int) -> bytes:
+    """One member, as a `sources.Reader`."""
+    offset, size = place[:2].tolist()  # others are padding
+    if size > limit:
+        raise MemberError(f"more than {limit} bytes")
+    try:
+        stream.seek(offset)
+        data = stream.read(size)
+    except (EOFError, zlib.error) as error:
+        raise MemberError("damaged in the tar archive") from error
+    if len(data) != size:
+        raise MemberError("cut off at the end of the tar archive")
+    return data

@@ -4,15 +4,13 @@ import contextlib
 import dataclasses
 import os
 import re
-from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
-from personmae_jax.engine.storage import appearing_whole
-from personmae_jax.prepare.manifest import open_arrays
+from personmae_jax.prepare.manifest import open_arrays, write_arrays
 
 _TASKS = "tasks"
 # What this package puts there, with the parts of what was not finished.
@@ -34,15 +32,11 @@ class Task:
 
 def write_task(folder: epath.Path, shard: int, task: Task) -> None:
     """Writes the members of shard number `shard`."""
-    file = _task_file(folder, shard)
-    file.parent.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {"sources": task.sources, "places": task.places}
+    arrays = {"sources": task.sources, "places": task.places}
     for column in ("names", "identities", "videos"):
         names = getattr(task, column)
         arrays |= {column: names.text, f"{column}_ends": names.ends}
-    # A killed process must not leave a part that the next start takes for the whole.
-    with appearing_whole(file) as part, open(part, "wb") as whole:
-        np.savez(whole, **arrays)
+    write_arrays(_task_file(folder, shard), **arrays)
 
 
 def read_task(folder: epath.Path, shard: int) -> Task:

@@ -8,8 +8,8 @@ from etils import epath
 from personmae_jax.errors import ConfigError, RunError, first_line
 from personmae_jax.prepare.manifest import CONVERTED, digest_file, read_checks
 from personmae_jax.prepare.plan import is_finished, read_plan
-from personmae_jax.prepare.pool import LocalPool
-from personmae_jax.prepare.shard import shard_file
+from personmae_jax.prepare.pool import run_shards
+from personmae_jax.prepare.shard import plan_in, shard_file
 
 _MAX_NAMED = 20  # records of one shard
 
@@ -30,9 +30,8 @@ def check(folder: str, num_processes: int | None = None) -> int:
         raise ConfigError(
             f"--check={folder} holds no finished preparation; name the --out of one"
         )
-    findings = LocalPool(num_processes)(
-        check_shard, str(path), plan, range(plan.num_shards)
-    )
+    shards = range(plan.num_shards)
+    findings = run_shards(check_shard, str(path), plan, shards, num_processes)
     damaged = [finding for finding in findings if finding]
     for finding in damaged:
         print(finding)
@@ -48,8 +47,7 @@ def check(folder: str, num_processes: int | None = None) -> int:
 def check_shard(folder: str, shard: int) -> str:
     """What is wrong with one shard; nothing if every byte is as it was."""
     path = epath.Path(folder)
-    plan = read_plan(path)
-    assert plan is not None
+    plan = plan_in(folder)
     file = shard_file(path, shard, plan.num_shards)
     try:
         checks = read_checks(path, shard, plan.num_rows(shard))

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from personmae_jax.data.names import Names
 from personmae_jax.errors import ConfigError
-from personmae_jax.prepare.joined_file import DAMAGED, ArchiveReader, open_parts
+from personmae_jax.prepare.joined_file import DAMAGED, open_parts
 from personmae_jax.prepare.listing import Listing, MemberError, Place
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # PK78: a split archive
@@ -43,7 +43,7 @@ def list_zip(paths: tuple[str, ...]) -> Listing:
     try:
         with open_parts(paths) as file:
             found = _find_directory(file, paths[0])
-            for name, place in _read_directory(file, paths[0], found):
+            for name, place in _read_directory(file, found):
                 names.append(name)
                 places.append(place)
             table = np.array(places, np.int64).reshape(len(places), 5)
@@ -93,7 +93,7 @@ def _account(
 
 
 def _read_directory(
-    file: io.BufferedIOBase, path: str, found: tuple[int, int, int, int, int]
+    file: io.BufferedIOBase, found: tuple[int, int, int, int, int]
 ) -> Iterator[tuple[bytes, tuple]]:
     """Yields (name, (offset, stored size, size, checksum, method)) of every entry."""
     count, size, start, shift, _ = found
@@ -110,7 +110,7 @@ def _read_directory(
             fields
         )
         if magic != b"PK\x01\x02":
-            raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+            raise ValueError("no entry where one should be")
         name_length, extra_length, comment_length, _disk = lengths
         at += _CENTRAL.size
         name = directory[at : at + name_length]
@@ -130,7 +130,7 @@ def _read_directory(
             method = _ENCRYPTED
         yield name, (offset + shift, stored, full, checksum, method)
     if num_entries != count and (count >= 2**16 or num_entries % 2**16 != count):
-        raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+        raise ValueError("another number of entries")
 
 
 def _find_directory(
@@ -167,12 +167,12 @@ def _find_directory(
         file.seek(at)
         fields = _END64.unpack(file.read(_END64.size))
         if fields[0] != b"PK\x06\x06":
-            raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+            raise ValueError("no zip64 end where one should be")
         count, size, offset = fields[7:]
         position = at
     shift = position - size - offset  # of archives with something before them
     if shift < 0 or size > total or count * _CENTRAL.size > size:
-        raise ConfigError(f"{path} is a damaged zip archive; {DAMAGED}")
+        raise ValueError("a directory of absurd size")
     after = max(0, len(tail) - end - _END.size - comment)
     return count, size, offset + shift, shift, after
 
@@ -196,30 +196,28 @@ def _read_zip64(extra: bytes, *short: int) -> Iterator[int]:
     yield from short
 
 
-class ZipReader(ArchiveReader):
-    """Reads members of one zip archive by their places."""
-
-    def read(self, name: bytes, place: Place, limit: int) -> bytes:
-        offset, stored, size, checksum, method = place.tolist()
-        if max(size, stored) > limit:
-            raise MemberError(f"more than {limit} bytes")
-        if method == _ENCRYPTED:
-            raise MemberError("encrypted")
-        if method not in (_STORED, _DEFLATED):
-            raise MemberError(f"compressed with zip method {method}, not deflate")
-        self._file.seek(offset)
-        header = self._file.read(_LOCAL.size)
-        if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
-            raise MemberError("not where the zip archive's directory says")
-        _, name_length, extra_length = _LOCAL.unpack(header)
-        self._file.seek(name_length + extra_length, io.SEEK_CUR)
-        data = self._file.read(stored)
-        if method == _DEFLATED:
-            try:
-                # However much it would inflate to, one byte over its size is enough.
-                data = zlib.decompressobj(-15).decompress(data, size + 1)
-            except zlib.error as error:
-                raise MemberError("damaged in the zip archive") from error
-        if len(data) != size or zlib.crc32(data) != checksum:
-            raise MemberError("damaged in the zip archive")
-        return data
+def read_zip(file: io.BufferedIOBase, name: bytes, place: Place, limit: int) -> bytes:
+    """One member, as a `sources.Reader`."""
+    offset, stored, size, checksum, method = place.tolist()
+    if max(size, stored) > limit:
+        raise MemberError(f"more than {limit} bytes")
+    if method == _ENCRYPTED:
+        raise MemberError("encrypted")
+    if method not in (_STORED, _DEFLATED):
+        raise MemberError(f"compressed with zip method {method}, not deflate")
+    file.seek(offset)
+    header = file.read(_LOCAL.size)
+    if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+        raise MemberError("not where the zip archive's directory says")
+    _, name_length, extra_length = _LOCAL.unpack(header)
+    file.seek(name_length + extra_length, io.SEEK_CUR)
+    data = file.read(stored)
+    if method == _DEFLATED:
+        try:
+            # However much it would inflate to, one byte over its size is enough.
+            data = zlib.decompressobj(-15).decompress(data, size + 1)
+        except zlib.error as error:
+            raise MemberError("damaged in the zip archive") from error
+    if len(data) != size or zlib.crc32(data) != checksum:
+        raise MemberError("damaged in the zip archive")
+    return data

@@ -25,7 +25,7 @@ def occluder(
     image = np.zeros((2 * height, 2 * width, 3), np.uint8)  # twice, for smooth edges
     mask = np.zeros(image.shape[:2], np.uint8)
     _THINGS[kind](rng, image, mask)
-    image = seen_by.cast(scene.mottled(rng, image, strength=13.0))
+    image = seen_by.cast(scene.mottled(rng, image))
     image *= mask[..., None] > 0
     image, mask = (
         cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA)

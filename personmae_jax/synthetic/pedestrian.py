@@ -57,11 +57,7 @@ def render_pedestrian(seed: int, identity: int, camera: int, shot: int) -> _Imag
 
 
 def encode_pedestrian(seed: int, identity: int, camera: int, shot: int) -> bytes:
-    """Returns `render_pedestrian(...)` as a JPEG file of quality 90.
-
-    Raises:
-      ValueError: An argument is negative.
-    """
+    """Returns `render_pedestrian(...)` as a JPEG file of quality 90."""
     image = render_pedestrian(seed, identity, camera, shot)
     return simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420")
 

@@ -80,9 +80,9 @@ def window(
 def _place(seed: int, camera: int, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
     rng = np.random.default_rng([seed, 5, camera, index])
     seen_by = camera_of(seed, camera)
-    draw = _PLACES[index % len(_PLACES)]
-    image = draw(rng, seen_by.height + _PLACE_SLACK, _PLACE_WIDTH)
-    return frozen(seen_by.cast(mottled(rng, image, strength=13.0)))
+    image = np.zeros((seen_by.height + _PLACE_SLACK, _PLACE_WIDTH, 3), np.uint8)
+    _PLACES[index % len(_PLACES)](rng, image)
+    return frozen(seen_by.cast(mottled(rng, image)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,13 +122,13 @@ def _noise(
 
 
 def mottled(
-    rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"], strength: float
+    rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]
 ) -> Float[np.ndarray, "h w 3"]:
     """Returns the image with stains of several sizes, so that no surface stays flat."""
     height, width = image.shape[:2]
     sizes = (4.0, 8.0, 16.0)
     stains = np.sum([_noise(rng, height, width, size) for size in sizes], axis=0)
-    return (image + strength / math.sqrt(3) * stains[..., None]).clip(0, 255)
+    return (image + 13 / math.sqrt(3) * stains[..., None]).clip(0, 255)
 
 
 def tone(rng: np.random.Generator, low: int, high: int) -> np.ndarray:
@@ -154,8 +154,8 @@ def _tiles(
             cv2.rectangle(image, (x, y), corner, colour.tolist(), -1)
 
 
-def _brick_wall(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _brick_wall(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     kerb = int(height * rng.uniform(0.62, 0.75))
     brick = np.array([150, 88, 66]) + rng.uniform(-15, 15, 3)
     _tiles(rng, image, (0, kerb), (13, 30), (brick, tone(rng, 165, 200)), True)
@@ -165,11 +165,10 @@ def _brick_wall(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         cv2.rectangle(image, (x, 30), (x + 40, kerb), (52, 60, 66), -1)
         cv2.rectangle(image, (x + 7, 42), (x + 33, kerb - 30), (110, 122, 128), -1)
     cv2.line(image, (0, kerb), (width, kerb), (70, 66, 62), 4)
-    return image
 
 
-def _shops(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _shops(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     image[:] = tone(rng, 150, 190)
     kerb = int(height * rng.uniform(0.62, 0.75))
     for x in range(-20, width, 66):
@@ -182,11 +181,10 @@ def _shops(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         cv2.rectangle(image, (x + 4, 8), (x + 60, 26), sign.tolist(), -1)
     slabs = (tone(rng, 140, 180), tone(rng, 90, 115))
     _tiles(rng, image, (kerb, height), (20, 28), slabs, False)
-    return image
 
 
-def _park(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _park(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     grass = int(height * rng.uniform(0.42, 0.55))
     image[:grass] = (62, 84, 52)
     image[grass:] = (112, 128, 74)
@@ -202,11 +200,10 @@ def _park(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         [[0, height - 34], [width, height - 58], [width, height], [0, height]]
     )
     cv2.fillPoly(image, [path], (168, 156, 132))
-    return image
 
 
-def _corridor(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _corridor(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     floor = int(height * rng.uniform(0.6, 0.72))
     wall, rail = tone(rng, 165, 205), tone(rng, 70, 110)
     image[:floor] = wall
@@ -219,11 +216,10 @@ def _corridor(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     cv2.line(image, (0, floor - 22), (width, floor - 22), rail.tolist(), 6)
     checks = (tone(rng, 110, 150), tone(rng, 60, 90))
     _tiles(rng, image, (floor, height), (18, 32), checks, False)
-    return image
 
 
-def _street(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _street(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     image[:] = tone(rng, 92, 120)
     far = int(height * rng.uniform(0.3, 0.4))
     facade = (tone(rng, 130, 180), tone(rng, 60, 90))
@@ -237,11 +233,10 @@ def _street(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     for x in range(-60, width, 44):  # a crossing
         stripe = [[x, height], [x + 22, height], [x + 62, far + 50], [x + 46, far + 50]]
         cv2.fillPoly(image, [np.array(stripe)], (196, 194, 186))
-    return image
 
 
-def _concrete(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
+def _concrete(rng: np.random.Generator, image: np.ndarray) -> None:
+    height, width, _ = image.shape
     kerb = int(height * rng.uniform(0.6, 0.72))
     image[:kerb] = tone(rng, 120, 160)
     for x in range(0, width, 58):
@@ -253,7 +248,6 @@ def _concrete(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         cv2.polylines(image, [curve.astype(np.int32)], False, paint, 9, cv2.LINE_AA)
     setts = (tone(rng, 90, 130), tone(rng, 50, 70))
     _tiles(rng, image, (kerb, height), (14, 22), setts, True)
-    return image
 
 
 _PLACES = (_brick_wall, _shops, _park, _corridor, _street, _concrete)

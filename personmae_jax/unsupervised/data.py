@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
-from personmae_jax.data.records import FolderRecords, Records
+from personmae_jax.data.records import Records, folder_records
 from personmae_jax.data.workers import num_cores
 from personmae_jax.errors import ConfigError
 from personmae_jax.reid.datasets import ReidDataset, check_retrieval, open_people
@@ -66,7 +66,7 @@ def open_target(cfg: UnsupervisedConfig) -> tuple[Unlabelled, ReidDataset | None
     """
     data, people = cfg.data, None
     if data.layout == "images":
-        where, records = f"{data.path!r}", FolderRecords(str(data.path))
+        where, records = f"{data.path!r}", folder_records(str(data.path))
         indices = np.arange(len(records))
         cameras = np.zeros(len(records), np.int64)
         if data.camera_folders:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from image_files import encode
 from PIL import Image
 
 from personmae_jax.data import images
@@ -23,13 +24,6 @@ def _smooth(height=60, width=44) -> np.ndarray:
     """A picture that survives JPEG, without any symmetry."""
     small = np.random.default_rng(0).integers(40, 216, (4, 3, 3), np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def _encode(pixels, name, mode=None, **options) -> bytes:
-    image = Image.fromarray(pixels)
-    file = io.BytesIO()
-    (image.convert(mode) if mode else image).save(file, name, **options)
-    return file.getvalue()
 
 
 def _exif(orientation: int) -> Image.Exif:
@@ -83,14 +77,14 @@ def _bad(data: bytes, **limits) -> Outcome:
     ],
 )
 def test_plain_pictures_of_every_format_decode_to_their_pixels(name, options):
-    pixels, outcome = decode(_encode(_smooth(), name, **options), **_LIMITS)
+    pixels, outcome = decode(encode(_smooth(), name, **options), **_LIMITS)
     assert outcome is Outcome.PLAIN
     _assert_close(pixels, _smooth(), 3 if name == "JPEG" else 0.01)
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "PPM"])
 def test_greyscale_is_repeated(name):
-    pixels, outcome = decode(_encode(_smooth(), name, "L"), **_LIMITS)
+    pixels, outcome = decode(encode(_smooth(), name, "L"), **_LIMITS)
     assert outcome is Outcome.GREYSCALE
     grey = np.asarray(Image.fromarray(_smooth()).convert("L"))
     _assert_close(pixels, np.stack([grey] * 3, -1), 3 if name == "JPEG" else 0.01)
@@ -99,7 +93,7 @@ def test_greyscale_is_repeated(name):
 @pytest.mark.parametrize("name", ["JPEG", "TIFF"])
 def test_cmyk_is_converted(name):
     # Pillow writes a JPEG's inks inverted, with Adobe's marker, as everybody does.
-    pixels, outcome = decode(_encode(_smooth(), name, "CMYK"), **_LIMITS)
+    pixels, outcome = decode(encode(_smooth(), name, "CMYK"), **_LIMITS)
     assert outcome is Outcome.CMYK
     _assert_close(pixels, _smooth(), 4)
 
@@ -107,7 +101,7 @@ def test_cmyk_is_converted(name):
 @pytest.mark.parametrize("name", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_not_clipped(name):
     grey = np.linspace(0, 65535, 60 * 44).reshape(60, 44).astype(np.uint16)
-    pixels, outcome = decode(_encode(grey, name), **_LIMITS)
+    pixels, outcome = decode(encode(grey, name), **_LIMITS)
     assert outcome is Outcome.SIXTEEN_BIT
     np.testing.assert_array_equal(pixels, np.stack([grey >> 8] * 3, -1))
 
@@ -136,14 +130,14 @@ def test_exif_orientation_is_applied(name, orientation):
     if orientation > 1:
         stored = stored.transpose(inverse[orientation])
     options = {"lossless": True} if name == "WEBP" else {}
-    data = _encode(np.asarray(stored), name, exif=_exif(orientation), **options)
+    data = encode(np.asarray(stored), name, exif=_exif(orientation), **options)
     pixels, outcome = decode(data, **_LIMITS)
     assert outcome is (Outcome.PLAIN if orientation == 1 else Outcome.ROTATED)
     _assert_close(pixels, _smooth(), 3 if name == "JPEG" else 0.01)
 
 
 def test_a_broken_exif_block_does_not_lose_the_picture():
-    data = _encode(_smooth(), "JPEG", exif=_exif(6))
+    data = encode(_smooth(), "JPEG", exif=_exif(6))
     start = data.index(b"Exif\0\0") + 6
     broken = data[:start] + b"\xee" * 20 + data[start + 20 :]
     pixels, outcome = decode(broken, **_LIMITS)
@@ -155,7 +149,7 @@ def test_a_broken_exif_block_does_not_lose_the_picture():
 def test_of_an_animation_the_first_frame_is_taken(name):
     frames = [Image.fromarray(255 - _smooth())]
     options = {"lossless": True} if name == "WEBP" else {}
-    data = _encode(_smooth(), name, save_all=True, append_images=frames, **options)
+    data = encode(_smooth(), name, save_all=True, append_images=frames, **options)
     pixels, outcome = decode(data, **_LIMITS)
     assert outcome is Outcome.ANIMATED
     _assert_close(pixels, _smooth(), 12 if name == "GIF" else 0.01)  # a GIF's palette
@@ -164,22 +158,22 @@ def test_of_an_animation_the_first_frame_is_taken(name):
 def test_transparency_is_laid_on_white():
     pixels = np.dstack([_smooth(), np.full((60, 44), 255, np.uint8)])
     pixels[:30, :, 3] = 0
-    decoded, outcome = decode(_encode(pixels, "PNG"), **_LIMITS)
+    decoded, outcome = decode(encode(pixels, "PNG"), **_LIMITS)
     assert outcome is Outcome.ALPHA
     assert (decoded[:30] == 255).all()
     np.testing.assert_array_equal(decoded[30:], _smooth()[30:])
 
 
 def test_what_cannot_be_an_image_says_why():
-    jpeg, png = _encode(_smooth(), "JPEG"), _encode(_smooth(), "PNG")
+    jpeg, png = encode(_smooth(), "JPEG"), encode(_smooth(), "PNG")
     assert _bad(b"") is Outcome.EMPTY
     assert _bad(b"a note to self, named portrait.jpg") is Outcome.NOT_AN_IMAGE
     assert _bad(b"%PDF-1.7 and more of it") is Outcome.NOT_AN_IMAGE
     assert _bad(jpeg[: len(jpeg) // 2]) is Outcome.TRUNCATED
     assert _bad(png[: len(png) // 2]) is Outcome.TRUNCATED
     assert _bad(jpeg[:-2] + bytes(2000) + jpeg[-2:]) is Outcome.DAMAGED
-    assert _bad(_encode(_smooth()[:1, :1], "PNG")) is Outcome.TOO_SMALL
-    assert _bad(_encode(_smooth(7, 80), "JPEG")) is Outcome.TOO_SMALL
+    assert _bad(encode(_smooth()[:1, :1], "PNG")) is Outcome.TOO_SMALL
+    assert _bad(encode(_smooth(7, 80), "JPEG")) is Outcome.TOO_SMALL
     floats = Image.fromarray(np.zeros((20, 20), np.float32))
     file = io.BytesIO()
     floats.save(file, "TIFF")
@@ -188,7 +182,7 @@ def test_what_cannot_be_an_image_says_why():
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "GIF"])
 def test_the_pixel_limit_holds_for_every_path(name):
-    data = _encode(_smooth(), name)
+    data = encode(_smooth(), name)
     decode(data, max_pixels=60 * 44, min_side=8)
     assert _bad(data, max_pixels=60 * 44 - 1) is Outcome.TOO_LARGE
 
@@ -225,15 +219,15 @@ except BadImage as bad:
 def test_hostile_bytes_end_as_an_image_or_as_a_bad_one():
     frames = [Image.fromarray(255 - _smooth())]
     seeds = [
-        _encode(_smooth(), "JPEG", exif=_exif(6)),
-        _encode(_smooth(), "JPEG", "CMYK"),
-        _encode(_smooth(), "PNG", "P", exif=_exif(3)),
-        _encode(_smooth(), "PNG", "RGBA"),
-        _encode(_smooth(), "GIF", save_all=True, append_images=frames),
-        _encode(_smooth(), "WEBP"),
-        _encode(_smooth(), "TIFF"),
-        _encode(_smooth(), "BMP"),
-        _encode(_smooth(), "PPM"),
+        encode(_smooth(), "JPEG", exif=_exif(6)),
+        encode(_smooth(), "JPEG", "CMYK"),
+        encode(_smooth(), "PNG", "P", exif=_exif(3)),
+        encode(_smooth(), "PNG", "RGBA"),
+        encode(_smooth(), "GIF", save_all=True, append_images=frames),
+        encode(_smooth(), "WEBP"),
+        encode(_smooth(), "TIFF"),
+        encode(_smooth(), "BMP"),
+        encode(_smooth(), "PPM"),
     ]
     chance = random.Random(0)
     num_bad = 0

@@ -1,6 +1,5 @@
 """Promises about batches: a function of (seed, step, host), whatever the pictures."""
 
-import io
 import pickle
 import threading
 import time
@@ -8,13 +7,14 @@ import time
 import numpy as np
 import pytest
 import simplejpeg
+from image_files import encode
 from PIL import Image
 
 from personmae_jax.config import Config
 from personmae_jax.data import images, regions
 from personmae_jax.data.images import Outcome
 from personmae_jax.data.pipeline import PretrainBatches
-from personmae_jax.data.records import FolderRecords
+from personmae_jax.data.records import folder_records
 from personmae_jax.errors import RunError
 
 _BATCH = 8
@@ -73,12 +73,6 @@ def _assert_equal(batch, other):
     for key in batch:
         assert batch[key].dtype == other[key].dtype
         np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
-
-
-def _encode(pixels, name, mode=None, **options):
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    (image.convert(mode) if mode else image).save(file, name, **options)
-    return file.getvalue()
 
 
 def test_a_batch_has_the_documented_arrays():
@@ -182,7 +176,7 @@ def test_an_example_is_the_row_and_shows_where_it_was_cut():
 
 def test_one_flip_is_shared_by_both_regions():
     ramp = np.linspace(0, 255, 24).astype(np.uint8)  # brighter to the right
-    content = _encode(np.broadcast_to(ramp[:, None], (40, 24, 3)), "PNG")
+    content = encode(np.broadcast_to(ramp[:, None], (40, 24, 3)), "PNG")
     batches = _batches([content])
     rows = [batches[step] for step in range(4)]
 
@@ -205,15 +199,15 @@ def _bad_contents():
         (jpeg[: len(jpeg) // 2], Outcome.TRUNCATED),
         (b"", Outcome.EMPTY),
         (b"text, though the file is named .jpg", Outcome.NOT_AN_IMAGE),
-        (_encode(_pixels(0, 1, 1), "PNG"), Outcome.TOO_SMALL),
-        (_encode(np.zeros((5000, 5000), np.uint8), "PNG", "1"), Outcome.TOO_LARGE),
+        (encode(_pixels(0, 1, 1), "PNG"), Outcome.TOO_SMALL),
+        (encode(np.zeros((5000, 5000), np.uint8), "PNG", "1"), Outcome.TOO_LARGE),
         (PermissionError(13, "Permission denied"), Outcome.UNREADABLE),
-        (_encode(_pixels(1), "JPEG", "L"), Outcome.GREYSCALE),
-        (_encode(_pixels(2), "JPEG", "CMYK"), Outcome.CMYK),
-        (_encode(deep, "PNG"), Outcome.SIXTEEN_BIT),
-        (_encode(_pixels(3), "JPEG", exif=exif), Outcome.ROTATED),
+        (encode(_pixels(1), "JPEG", "L"), Outcome.GREYSCALE),
+        (encode(_pixels(2), "JPEG", "CMYK"), Outcome.CMYK),
+        (encode(deep, "PNG"), Outcome.SIXTEEN_BIT),
+        (encode(_pixels(3), "JPEG", exif=exif), Outcome.ROTATED),
         (
-            _encode(_pixels(4), "GIF", save_all=True, append_images=frames),
+            encode(_pixels(4), "GIF", save_all=True, append_images=frames),
             Outcome.ANIMATED,
         ),
     ]
@@ -261,7 +255,7 @@ def test_an_unreadable_file_is_replaced(tmp_path):
         (tmp_path / f"{index}.jpg").write_bytes(content)
     (tmp_path / "3.jpg").unlink()
     (tmp_path / "3.jpg").symlink_to(tmp_path / "gone.jpg")
-    batch = PretrainBatches(FolderRecords(str(tmp_path)), _config())[0]
+    batch = PretrainBatches(folder_records(str(tmp_path)), _config())[0]
     is_hit = batch["record"] == 3
     assert is_hit.any()
     np.testing.assert_array_equal(
@@ -283,7 +277,7 @@ def test_a_folder_that_vanishes_is_called_gone(tmp_path):
         (folder / f"{index}.jpg").write_bytes(content)
     cfg = _config()
     cfg.data.path = str(folder)
-    batches = PretrainBatches(FolderRecords(str(folder)), cfg)
+    batches = PretrainBatches(folder_records(str(folder)), cfg)
     batches[0]
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(RunError, match=r"data' is gone; mount it"):

@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-import simplejpeg
 import tensorflow_datasets as tfds
 from absl import logging
+from image_files import jpeg, write_folder
 
 from personmae_jax.config import DataConfig, SyntheticConfig
 from personmae_jax.data.records import open_records
@@ -20,16 +20,8 @@ from personmae_jax.errors import ConfigError
 from personmae_jax.synthetic import pedestrian
 
 
-def _jpeg(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
-    return simplejpeg.encode_jpeg(pixels)
-
-
 def _write(root, *names):
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(number))
+    write_folder(root, {name: jpeg(number) for number, name in enumerate(names)})
 
 
 def _open(source, path, split="train"):
@@ -64,7 +56,7 @@ def people(tmp_path_factory):
     """Five encoded images and their names, as a tfds data set."""
     features = {"image": tfds.features.Image(), "name": tfds.features.Text()}
     examples = [
-        {"image": io.BytesIO(_jpeg(number)), "name": f"person_{number}"}
+        {"image": io.BytesIO(jpeg(number)), "name": f"person_{number}"}
         for number in range(5)
     ]
     return _store(tmp_path_factory.mktemp("tfds"), features, examples)
@@ -130,7 +122,7 @@ def test_a_file_that_comes_in_pieces_is_read_to_its_end(tmp_path, monkeypatch):
     _write(tmp_path, "a.jpg")
     records, read = _open("folder", tmp_path), os.read
     monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 100)))
-    assert records.read(0) == _jpeg(0)
+    assert records.read(0) == jpeg(0)
     file_size = os.path.getsize(tmp_path / "a.jpg")
     monkeypatch.setattr(os, "read", lambda file, size: b"")  # it has been cut
     assert file_size > 100
@@ -139,22 +131,22 @@ def test_a_file_that_comes_in_pieces_is_read_to_its_end(tmp_path, monkeypatch):
 
 def test_a_name_that_is_not_unicode_can_be_read_and_said(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as file:
-        file.write(_jpeg(0))
+        file.write(jpeg(0))
     records = _open("folder", tmp_path)
     assert records.name(0) == r"\xff.jpg"
-    assert records.read(0) == _jpeg(0)
+    assert records.read(0) == jpeg(0)
 
 
 def test_tfds_gives_encoded_bytes_and_names_in_order(people):
     records = _open("tfds", people)
-    assert [records.read(index) for index in range(5)] == [_jpeg(i) for i in range(5)]
+    assert [records.read(index) for index in range(5)] == [jpeg(i) for i in range(5)]
     assert _names(records) == [f"person_{index}" for index in range(5)]
     assert len(_open("tfds", people, "train[:2]")) == 2
 
 
 def test_tfds_without_names_says_split_and_index(tmp_path):
     features = {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
-    path = _store(tmp_path, features, [{"image": io.BytesIO(_jpeg(0)), "label": 7}])
+    path = _store(tmp_path, features, [{"image": io.BytesIO(jpeg(0)), "label": 7}])
     assert _names(_open("tfds", path)) == ["train[0]"]
 
 
@@ -168,7 +160,7 @@ def test_a_damaged_tfds_record_is_an_oserror_and_the_others_stay(people, tmp_pat
     with pytest.raises(OSError, match=r"train\[0\]"):
         records.read(0)
     assert records.name(0) == "train[0]"
-    assert records.read(1) == _jpeg(1)
+    assert records.read(1) == jpeg(1)
 
 
 def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):

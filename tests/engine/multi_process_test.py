@@ -12,7 +12,7 @@ from launching import command, pretrain, rows, wait_for_step
 
 from personmae_jax.config import Config
 from personmae_jax.data.pipeline import PretrainBatches
-from personmae_jax.data.records import FolderRecords
+from personmae_jax.data.records import folder_records
 from personmae_jax.synthetic import pedestrian
 
 # 6 batches of 8 are one epoch of 48 images: none is met twice.
@@ -46,9 +46,9 @@ def images(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("images")
     for i in range(NUM_IMAGES):
         (folder / f"{i}.jpg").write_bytes(pedestrian.encode_pedestrian(0, i, 0, 0))
-    records, cfg = FolderRecords(str(folder)), Config()
+    records, cfg = folder_records(str(folder)), Config()
     # Row 1 of the first batch is the first row of host 1.
-    bad = records.name(PretrainBatches(records, cfg).example(1).record)
+    bad = records.name(int(PretrainBatches(records, cfg).example(1).record))
     (folder / bad).write_bytes(b"no picture")
     return f"--config.data.path={folder}", bad
 

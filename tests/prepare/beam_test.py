@@ -1,5 +1,6 @@
 """Promises about the preparation as a Beam pipeline."""
 
+import functools
 import importlib.util
 
 import pytest
@@ -8,7 +9,7 @@ from job_test import one_by_one, run, shards_of
 
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.prepare import job as prepare_module
-from personmae_jax.prepare.beam import BeamPool
+from personmae_jax.prepare.beam import parse_options, run_shards
 from personmae_jax.prepare.job import prepare
 from personmae_jax.prepare.plan import Plan, Request, make_plan
 from personmae_jax.prepare.sources import open_reader
@@ -29,13 +30,13 @@ def _in_this_process(monkeypatch):
 def test_without_beam_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -r requirements-beam\.txt"):
-        BeamPool("DirectRunner")
+        parse_options("DirectRunner")
 
 
 def test_an_open_quotation_mark_in_the_options_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ConfigError, match="--beam-options=--a='b .*close every quot"):
-        BeamPool("DirectRunner", "--a='b")
+        parse_options("DirectRunner", "--a='b")
 
 
 @needs_beam
@@ -53,8 +54,9 @@ def test_the_direct_runner_leaves_the_same_bytes_as_local_processes(
     run(tmp_path / "local", *sources, drop_duplicates=is_dropped)
     request = Request(source=tuple(map(str, sources)), drop_duplicates=is_dropped)
     threads = "--direct_num_workers=2 --direct_running_mode=multi_threading"
-    pool = BeamPool("DirectRunner", threads * is_dropped)
-    assert prepare(request, str(tmp_path / "beam"), pool) == 0
+    options = parse_options("DirectRunner", threads * is_dropped)
+    by_beam = functools.partial(run_shards, options=options)
+    assert prepare(request, str(tmp_path / "beam"), by_beam) == 0
     assert shards_of(tmp_path / "beam") == shards_of(tmp_path / "local")
 
 
@@ -69,7 +71,8 @@ def test_a_failed_pipeline_is_told_and_its_shards_stay(tmp_path):
         one_by_one(function, folder, plan, shards[:1])
         open_reader.cache_clear()
         source.rename(tmp_path / "gone")
-        BeamPool("DirectRunner")(function, folder, plan, shards[1:])
+        options = parse_options("DirectRunner")
+        run_shards(function, folder, plan, shards[1:], options)
 
     with pytest.raises(RunError, match="the Beam pipeline failed"):
         prepare(request, str(tmp_path / "out"), stopping)
@@ -79,4 +82,4 @@ def test_a_failed_pipeline_is_told_and_its_shards_stay(tmp_path):
 @needs_beam
 def test_an_unknown_runner_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--beam-runner"):
-        BeamPool("NoRunner")(print, "", Plan({}, [], 0, 0, 0), [])
+        run_shards(print, "", Plan({}, [], 0, 0, 0), [], parse_options("NoRunner"))

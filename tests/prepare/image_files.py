@@ -16,11 +16,15 @@ def jpeg(seed: int, height: int = 24, width: int = 16) -> bytes:
     return simplejpeg.encode_jpeg(pixels)
 
 
-def encoded(kind: str, mode: str = "RGB", size: tuple = (16, 24), **options) -> bytes:
-    pixels = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(out, kind, **options)
+def encode(pixels, kind: str, mode: str | None = None, **options) -> bytes:
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    (image.convert(mode) if mode else image).save(out, kind, **options)
     return out.getvalue()
+
+
+def encoded(kind: str, mode: str = "RGB", **options) -> bytes:
+    pixels = np.random.default_rng(7).integers(0, 256, (24, 16, 3), np.uint8)
+    return encode(pixels, kind, mode, **options)
 
 
 def names(count: int) -> list[str]:

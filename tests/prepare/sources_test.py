@@ -40,7 +40,7 @@ def read_all(*paths) -> dict[str, bytes]:
     for listing in list_sources([str(path) for path in paths]):
         reader = open_reader(listing.kind, listing.paths)
         for number, name in enumerate(listing.names):
-            data = reader.read(name, listing.places[number], LIMIT)
+            data = reader(name, listing.places[number], LIMIT)
             assert name.decode() not in found
             found[name.decode()] = data
     open_reader.cache_clear()
@@ -141,7 +141,7 @@ def _reading(path) -> Exception:
     listing = list_sources([str(path)])[0]
     reader = open_reader(listing.kind, listing.paths)
     with pytest.raises((MemberError, OSError)) as error:
-        reader.read(listing.names[0], listing.places[0], LIMIT)
+        reader(listing.names[0], listing.places[0], LIMIT)
     return error.value
 
 
@@ -198,7 +198,7 @@ def test_damaged_archives_end_in_one_sentence(tmp_path, form):
             reader = open_reader(listing.kind, listing.paths)
             for number, name in enumerate(listing.names):
                 try:
-                    reader.read(name, listing.places[number], LIMIT)
+                    reader(name, listing.places[number], LIMIT)
                 except (MemberError, OSError):
                     pass
         except ConfigError:
@@ -431,7 +431,7 @@ def test_a_zip_of_more_than_65535_files_without_zip64_is_read_whole(tmp_path):
     listing = list_sources([str(path)])[0]
     assert len(listing.names) == count
     reader = open_reader("zip", listing.paths)
-    assert reader.read(listing.names[count - 1], listing.places[count - 1], 9) == b"x"
+    assert reader(listing.names[count - 1], listing.places[count - 1], 9) == b"x"
     damaged = path.read_bytes().replace(end[4:8], struct.pack("<HH", 201, 201))
     path.write_bytes(damaged)
     with pytest.raises(ConfigError, match="damaged zip archive"):
@@ -456,7 +456,7 @@ def test_members_of_a_zip_beyond_4_gib_whose_places_have_wrapped_are_read(tmp_pa
     listing = list_sources([str(path)])[0]
     reader = open_reader("zip", listing.paths)
     for number, name in enumerate(places):
-        assert reader.read(name, listing.places[number], 9) == name
+        assert reader(name, listing.places[number], 9) == name
 
 
 def test_zip_members_that_lie_over_one_another_are_refused(tmp_path):
@@ -488,6 +488,13 @@ def test_parts_are_joined_whatever_split_called_them(tmp_path, suffix):
     (tmp_path / f"whole.tar{names[1]}").unlink()
     with pytest.raises(ConfigError, match="all are needed"):
         read_all(tmp_path / f"whole.tar{names[2]}")
+
+
+def test_what_macos_leaves_beside_an_archive_is_no_damaged_archive(tmp_path, caplog):
+    write_zip(tmp_path / "a.zip", {"a.jpg": jpeg(0)})
+    (tmp_path / "._a.zip").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    assert [*read_all(tmp_path)] == ["a.jpg"]
+    assert "left out 1 files and folders beside 1 archives, e.g. ._a.zip" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["b.zip", "b.tar.gz", "b.tar.bz2", "b.RAR"])
@@ -546,7 +553,7 @@ def test_a_damaged_lmdb_costs_what_is_damaged_and_a_cut_one_is_told(tmp_path):
     reader, found = open_reader(listing.kind, listing.paths), 0
     for number, name in enumerate(listing.names):
         try:
-            reader.read(name, listing.places[number], LIMIT)
+            reader(name, listing.places[number], LIMIT)
             found += 1
         except MemberError:
             pass

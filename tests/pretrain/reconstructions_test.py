@@ -21,8 +21,8 @@ def make_example(seed: int) -> Example:
         region_b=region_b,
         visible=np.array([0, 5], np.int32),
         geometry=np.ones(4, np.float32),
-        record=0,
-        outcome=Outcome.PLAIN,
+        record=np.int64(0),
+        outcome=np.int8(Outcome.PLAIN),
     )
 
 
