@@ -61,11 +61,16 @@ def warmup_cosine(peak: float, warmup: float, num_steps: int) -> Schedule:
 def stepwise(
     peak: float, warmup: float, every: float, factor: float, num_steps: int
 ) -> Schedule:
-    """Constant but for a factor after each share `every`, above 0, of the steps.
-
-    In a share `warmup` of them it first rises linearly from 0.
+    """Constant but for a factor after each share `every` of the steps.
 
     Source: PyTorch's StepLR, as damo-cv/TransReID-SSL's usl.py uses it.
+
+    Args:
+      peak: Before the first of them.
+      warmup: Share of the steps in which it rises linearly from 0.
+      every: Share of the steps, above 0.
+      factor: Of the learning rate, each time.
+      num_steps: Of the run.
     """
     times = range(1, int(np.ceil(1 / every)))
     steps = {round(every * num_steps * i): factor for i in times}

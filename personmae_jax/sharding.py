@@ -149,8 +149,13 @@ def stream_to_device_order(
 ) -> Shaped[Array, "*lead b"]:
     """Brings values for the rows of a batch to where `to_devices` has laid them.
 
-    The last axis is that of the rows, in the order of the stream, of which host p of n
-    has rows p, p + n, ... So the number of hosts changes no row's own.
+    Args:
+      values: The last axis is that of the rows, in the order of the stream, of which
+        host p of n has rows p, p + n, ...
+      mesh: Over all devices of all hosts.
+
+    Returns:
+      The same values, so that their number of hosts changes no row's own.
     """
     of_hosts = rows_of_hosts(mesh, values.shape[-1])
     order = np.empty(values.shape[-1], np.int64)

@@ -204,7 +204,12 @@ def restore_encoder(
 ) -> dict[str, Any]:
     """Returns the encoder's parameters as numpy arrays, reading nothing else.
 
-    Arguments are those of `personmae_jax.load_encoder`; creates nothing in the workdir.
+    Needs no knowledge of the optimizer, and creates nothing in the workdir.
+
+    Args:
+      workdir: Of a run, finished or not.
+      step: Of the checkpoint; by default the latest.
+      weights: "student", or "teacher" for its moving average.
 
     Raises:
       ConfigError: `weights` is neither.

@@ -48,7 +48,15 @@ class Encoder(nn.Module):
         side_info: Float[Array, "b d"] | None = None,
         drop_path_mask: Float[Array, "depth 2 b"] | None = None,
     ) -> Encoded:
-        """Encodes what may be seen; arguments are those of `personmae.encode`."""
+        """Encodes patches of normalised pixels.
+
+        Args:
+          patches: Only those that may be seen; the others never enter.
+          visible: Raster index of each; None where all patches are given in order.
+          side_info: To all tokens of an image before the first block.
+          drop_path_mask: Factors of each block's attention and MLP, for every image;
+            see `layers.sample_drop_path_mask`.
+        """
         x = layers.Dense(self.width, dtype=self.dtype, name="patch_embed")(patches)
         coded = self.pos_embed_grid or self.grid
         table = posembed.position_table(coded, self.width, at=self.grid)

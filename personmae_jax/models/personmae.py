@@ -49,10 +49,16 @@ def encode(
 ) -> Encoded:
     """Encodes patches of normalised pixels with a student's or a teacher's encoder.
 
-    Of a whole `grid` these are the `patches` that may be seen, and the raster index of
-    each; `visible` is None where all are given in order. `side_info` goes to all tokens
-    of an image before the first block, `drop_path_mask` is of `sample_drop_path_mask`,
-    `dtype` of matrix products and activations, and `remat` as in config.train.remat.
+    Args:
+      encoder: The architecture.
+      grid: Of a whole image, also where only some of its patches are given.
+      params: `params["encoder"]` or the teacher's parameters.
+      patches: The patches that may be seen.
+      visible: Raster index of each; None where all patches are given in order.
+      side_info: To all tokens of an image before the first block.
+      drop_path_mask: Of `sample_drop_path_mask`; None: no stochastic depth.
+      dtype: Of matrix products and activations.
+      remat: What the backward pass computes again; see config.train.remat.
     """
     return _encoder(encoder, grid, dtype, remat).apply(
         {"params": params}, patches, visible, side_info, drop_path_mask
@@ -72,8 +78,15 @@ def predict(
 ) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all patches of RegionB from RegionA's visible tokens.
 
-    `geometry`, of `regions.relative_geometry`, is where RegionB lies in RegionA;
-    `params` are those of the whole network, the others as in `encode`.
+    Args:
+      encoder: The architecture of what has encoded them.
+      predictors: The heads, as `Config.predictors` gives them.
+      grid: Of RegionB.
+      params: Of the whole network.
+      encoded: RegionA's visible tokens.
+      geometry: Where RegionB lies in RegionA, see `regions.relative_geometry`.
+      dtype: Of matrix products and activations.
+      remat: As of `encode`.
 
     Returns:
       Float32 predictions: "pixels" (b, n, 3 * patch**2) and "features" (b, n, width

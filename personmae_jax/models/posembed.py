@@ -35,11 +35,15 @@ def grid_coordinates(grid: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
 def region_b_coordinates(
     geometry: Float[Array, "b 4"], grid: tuple[int, int]
 ) -> Float[Array, "b n 2"]:
-    """Centres (y, x) of RegionB's patches in RegionA's patch-grid coordinates.
+    """Centres of RegionB's patches in RegionA's patch-grid coordinates.
 
-    By a geometry (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`
-    patch row i lies at (i + 0.5) * y_scale + y_offset - 0.5. `grid` is that of either
-    region, and `grid_coordinates(grid)` the result where RegionB is RegionA.
+    Args:
+      geometry: (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`:
+        the centre of patch row i lies at (i + 0.5) * y_scale + y_offset - 0.5.
+      grid: Rows and columns of either region.
+
+    Returns:
+      (y, x) in patches; `grid_coordinates(grid)` where RegionB is RegionA.
     """
     offset, scale = geometry[:, None, :2], geometry[:, None, 2:]
     return (grid_coordinates(grid)[None] + 0.5) * scale + offset - 0.5

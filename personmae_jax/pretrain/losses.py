@@ -30,8 +30,12 @@ def pixel_loss(
 ) -> Float[Array, ""]:
     """Mean squared error over all patches of RegionB, or their weighted mean.
 
-    A "normalised" target is every patch of these pixels at zero mean and unit variance,
-    a "raw" one as given. Not all weights over a batch may be 0; None: all are alike.
+    Args:
+      predicted: Of the pixel predictor; patches in raster order, p = 3 * patch**2.
+      patches: RegionB's normalised pixels.
+      target: "normalised": every patch brought to zero mean and unit variance;
+        "raw": as given.
+      weights: Of every patch, not all 0 over the batch; None: all count alike.
 
     Source: `forward_loss` in facebookresearch/mae, whose weights are 1 where a patch
     is hidden and 0 elsewhere.
@@ -51,9 +55,13 @@ def visible_share(
 ) -> Float[Array, "b n"]:
     """How much of each patch of RegionB the encoder sees: 0 nothing, 1 all of it.
 
-    `geometry` is (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`,
-    `visible` raster indices in RegionA, `grid` that of either region. The shares are of
-    the area, and exactly 0 or 1 where RegionB is RegionA.
+    Args:
+      geometry: (y_offset, x_offset, y_scale, x_scale) of `regions.relative_geometry`.
+      visible: Raster indices of RegionA's visible patches.
+      grid: Rows and columns of either region.
+
+    Returns:
+      Shares of the area; exactly 0 or 1 where RegionB is RegionA.
     """
     rows, columns = grid
     patch = jnp.arange(rows * columns)[None, None]
@@ -83,8 +91,10 @@ def feature_target(
 ) -> Float[Array, "b n d"]:
     """The mean of the teacher's upper blocks, each token normalised over its channels.
 
-    These are RegionB's patch tokens. `instance_norm` first brings each block to zero
-    mean and unit variance over the patches of an image, channel by channel.
+    Args:
+      blocks: Patch tokens of RegionB after each of these blocks.
+      instance_norm: Bring each block first to zero mean and unit variance over the
+        patches of an image, channel by channel.
 
     Source: BootMAE for one block as it is, data2vec and data2vec 2.0 for several.
     """
@@ -120,7 +130,11 @@ def feature_loss(
 def target_statistics(
     target: Float[Array, "b n d"], mse: Float[Array, ""]
 ) -> dict[str, Float[Array, ""]]:
-    """Two numbers that tell learning from collapse, of a target and its loss.
+    """Two numbers that tell learning from collapse.
+
+    Args:
+      target: Of `feature_target`.
+      mse: Mean squared error of the normalised prediction against it.
 
     Returns:
       teacher_std: Standard deviation over images at one position, averaged over

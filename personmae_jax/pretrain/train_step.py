@@ -36,7 +36,12 @@ def predict_region_b(
 ) -> dict[str, Float[Array, "b *n _"]]:
     """Predicts all of RegionB from RegionA's visible patches; see `personmae.predict`.
 
-    Of the batch it reads `region_a`, `visible` and `geometry`; see `data/pipeline.py`.
+    Args:
+      cfg: The settings.
+      params: Of the whole network.
+      batch: `region_a` (uint8, b height width 3), `visible` (int32, b v) and
+        `geometry` (float32, b 4) of `data/pipeline.py`.
+      dtype: Of matrix products and activations.
     """
     patches = patchify(batch["region_a"], cfg.encoder.patch_size)
     # Hidden patches are dropped before anything is computed of them: half the work.

@@ -47,8 +47,15 @@ def export(
 ) -> str:
     """Writes the encoder of a run, and a model card beside it.
 
-    The run is only read, an older file is replaced. Arguments are the flags of
-    launch/export_torch.py.
+    Args:
+      workdir: Of the run, a folder or gs://...; it is only read.
+      out: File, or folder of the layout "huggingface". An older file is replaced.
+      step: Of the checkpoint; by default the latest.
+      weights: "student" or "teacher"; by default as the run's settings say.
+      grid: Rows and columns of patches that the positions are for; by default those
+        of the run.
+      layout: A key of `layouts.LAYOUTS`.
+      reference: A .npz file for the example images and JAX's tokens.
 
     Returns:
       What to tell the user, in Markdown: what was verified, and how to load the file.

@@ -16,7 +16,12 @@ _HEAD = ("bottleneck.", "classifier.")
 
 
 def head_tensors(head: Mapping[str, Any], step: int) -> Tensors:
-    """Returns a head of `checkpoint.restore_head` by TransReID's names."""
+    """Returns the head of a fine-tuned or adapted run by TransReID's names.
+
+    Args:
+      head: Of `checkpoint.restore_head`.
+      step: Of the checkpoint.
+    """
     params, statistics = head["params"], head["statistics"]
     scale = np.asarray(params["bottleneck"]["scale"], np.float32)
     tensors = {

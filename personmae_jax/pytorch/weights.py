@@ -110,8 +110,12 @@ def position_table(
     """Returns the sine-cosine codes of cls (zeros), then of `grid` row by row.
 
     They are taken at the centres of that grid's patches in the trained grid's
-    coordinates, so that no code lies outside the area where codes were trained. Grids
-    are rows and columns of patches that the same image is cut into.
+    coordinates, so that no code lies outside the area where codes were trained.
+
+    Args:
+      width: Of the encoder.
+      trained_grid: Rows and columns in pretraining.
+      grid: Rows and columns of patches that the same image is cut into now.
     """
     patches = personmae.position_table(trained_grid, width, at=grid)
     return np.concatenate([np.zeros((1, width), np.float32), patches])[None]

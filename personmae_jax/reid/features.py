@@ -44,8 +44,13 @@ def make_encode(
 ) -> Encode:
     """Returns the function from an encoder's parameters and images to features.
 
-    `feature` is one of `pool`'s, or "cls+mean": both, each of unit length, one after
-    the other. All "patches" take n times the memory.
+    Args:
+      encoder: The architecture.
+      data: Size and statistics of the images.
+      feature: Of the tokens after the final norm: "cls", the "mean" of the patches',
+        or both, each of unit length, one after the other; or all "patches", each at
+        its place, which takes n times the memory.
+      dtype: Of matrix products and activations.
 
     Raises:
       ConfigError: There is no such feature.

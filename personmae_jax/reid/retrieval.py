@@ -57,8 +57,12 @@ def cosine_distances(
 ) -> Iterator[Float32[np.ndarray, "_b g"]]:
     """Yields 1 - cosine in blocks of queries, in order; all of them are q x g.
 
-    It orders as the Euclidean distance of features of unit length does. A block has at
-    most `block` distances, but at least one query.
+    It orders as the Euclidean distance of features of unit length does.
+
+    Args:
+      query: Features of the queries, of any length but 0.
+      gallery: Features of the gallery.
+      block: Distances in one block; at least one query is taken at a time.
 
     Raises:
       RunError: A feature is zero or not finite.
@@ -73,9 +77,13 @@ def cosine_distances(
 def score(
     distances: Iterable[Float[np.ndarray, "_b g"]], query: People, gallery: People
 ) -> Scores:
-    """Scores a retrieval by distances as `cosine_distances` yields them.
+    """Scores a retrieval.
 
-    Only their order within a query matters.
+    Args:
+      distances: Blocks of queries, in order, to the whole gallery, as
+        `cosine_distances` yields them; only their order within a query matters.
+      query: The queries.
+      gallery: The gallery.
 
     Raises:
       RunError: A distance is not finite, or no query has a match.
