@@ -181,9 +181,12 @@ def _own_columns(dtype) -> list[Array]:
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Products summed in float32 over one axis of each."""
-    axes = (((a_axis,), (b_axis,)), ((), ()))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    """Products of bfloat16, summed in float32 over one axis of each."""
+    return jax.lax.dot_general(
+        *(a, b, (((a_axis,), (b_axis,)), ((), ()))),
+        precision=jax.lax.Precision.DEFAULT,  # Mosaic takes that of `mesh_context` ill
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _softmax(scores: Array) -> Array:

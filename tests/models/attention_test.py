@@ -88,6 +88,16 @@ def test_every_device_attends_in_its_own_rows(fused):
     np.testing.assert_allclose(step(jax.device_put(qkv, rows)), self_attend(qkv), 1e-6)
 
 
+def test_the_kernel_multiplies_bfloat16_as_it_is_where_float32_is_exact(monkeypatch):
+    monkeypatch.setattr(sharding, "is_on_tpu", lambda: True)
+    qkv = normal(0, 16, 5, 3 * WIDTH, dtype=jnp.bfloat16)
+    with sharding.mesh_context(sharding.make_mesh()):
+        # Mosaic does not compile a product of bfloat16 in the precision of float32.
+        assert "HIGHEST" not in str(jax.make_jaxpr(lambda x: self_attend(x))(qkv))
+        exact = jax.make_jaxpr(lambda x: x @ x.T)(jnp.zeros((2, 3)))
+    assert "Precision.HIGHEST" in str(exact)
+
+
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (256, 8), (128, 1)])
 def test_other_heads_are_left_to_xla(width, heads, monkeypatch):
     monkeypatch.setattr(sharding, "is_on_tpu", lambda: True)
