@@ -60,6 +60,8 @@ $(VENV)/.installed: requirements.txt constraints-py311.txt constraints-py312.txt
 
 $(VENV)/.installed-clients: requirements-clients.txt requirements-torch.txt requirements-beam.txt $(VENV)/.installed-test
 	@$(INSTALL) -r requirements-clients.txt
+	@# The TPU's compiler, for one test; among the others jax would look for a TPU.
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/libtpu libtpu==0.0.52
 	@touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
