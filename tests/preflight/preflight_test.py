@@ -1,5 +1,6 @@
 """What a report says of a run that is not here, and of one that is."""
 
+import importlib.util
 import json
 import os
 import pathlib
