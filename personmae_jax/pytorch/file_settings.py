@@ -21,7 +21,11 @@ _BESIDE = (
     (
         "config.json",
         lambda content: content.get("model_type") in _VIT_TYPES,
-        {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"},
+        {
+            "num_attention_heads": "num_heads",
+            "layer_norm_eps": "layer_norm_eps",
+            "hidden_act": "activation",
+        },
     ),
     (
         "preprocessor_config.json",
@@ -33,8 +37,9 @@ _SIZES = {"hidden_size": "width", "num_hidden_layers": "depth"}  # there, and he
 _SETTINGS = ("num_heads", "mean", "std", "grid")  # of `init`; they overrule a file
 _HALF = (0.5, 0.5, 0.5)
 _EPS = 1e-6  # of every LayerNorm here
+_GELU = "gelu"  # transformers' name of the exact one, which is ours
 # What is told in words; the text of nested tuples doubles with every level.
-_TYPES = {"num_heads": int, "layer_norm_eps": float}
+_TYPES = {"num_heads": int, "layer_norm_eps": float, "activation": str}
 
 
 def look_up(
@@ -76,6 +81,11 @@ def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
         guesses.append(f"LayerNorm's eps {_EPS}")
     elif eps != _EPS:
         yield f"Its LayerNorm has an eps of {str(eps)[:20]}, here it is {_EPS}."
+    if activation := meta.get("activation"):
+        yield (
+            f"WARNING: its activation is {str(activation)[:20]}, here it is {_GELU}: "
+            "other features than its own come out."
+        )
     if guesses:
         yield f"GUESS: it was made for {', '.join(guesses)}; no tensor tells."
 
@@ -102,6 +112,8 @@ def _beside(path: str, sizes: Mapping[str, int]) -> dict[str, Any]:
             }
     if type(heads := found.get("num_heads")) is not int or not 0 < heads < 1000:
         found.pop("num_heads", None)
+    if found.get("activation") == _GELU:
+        del found["activation"]  # nothing to tell
     return found
 
 

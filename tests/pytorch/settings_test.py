@@ -286,6 +286,15 @@ def test_a_config_json_of_transformers_beside_the_file_tells_the_heads(file):
         assert settings_of(file).encoder.num_heads == 2
 
 
+def test_another_activation_than_the_exact_gelu_is_said(file):
+    save_file(torch_files.make_tensors(vit()), file)
+    for activation, is_said in (("gelu", False), ("quick_gelu", True), ("relu", True)):
+        text = f'{{"model_type": "vit", "hidden_act": "{activation}"}}'
+        (file.parent / "config.json").write_text(text)
+        notes = " ".join(read_encoder(settings_of(file))[1])
+        assert (f"WARNING: its activation is {activation}, here" in notes) == is_said
+
+
 def test_a_refusal_is_no_longer_than_a_screen(file):
     names = {f"strange.{i}": np.zeros(1, "f4") for i in range(5000)}
     save_file(torch_files.make_tensors(vit()) | names, file)
