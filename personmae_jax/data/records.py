@@ -1,5 +1,6 @@
 """Random-access sources of encoded images: a folder, a tfds data set, synthetic."""
 
+import contextlib
 import functools
 import os
 import resource
@@ -190,7 +191,8 @@ def _allow_open_files(count: int = 2**14) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # few shards do without
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class TfdsRecords:

@@ -98,10 +98,12 @@ def join(
             f"this is --process_id={process_id}; start all of them, and see that each "
             "reaches that address"
         )
-    num_tasks = _number("SLURM_NTASKS") or _number("OMPI_COMM_WORLD_SIZE")
-    if coordinator is None and num_tasks == 1:
+    # Open MPI before Slurm, as in jax: mpirun's processes see the variables of both.
+    mpi_tasks = _number("OMPI_COMM_WORLD_SIZE")
+    if coordinator is None and (mpi_tasks or _number("SLURM_NTASKS")) == 1:
         return False
-    if coordinator is None and (job := _number("SLURM_JOB_ID")) is not None:
+    job = _number("SLURM_JOB_ID")
+    if coordinator is None and mpi_tasks is None and job is not None:
         # jax's own port is the job's, whose other steps would end this one.
         port_of_step = (job + 997 * (_number("SLURM_STEP_ID") or 0)) % 4096 + 61440
         os.environ.setdefault("JAX_COORDINATOR_PORT", str(port_of_step))
@@ -178,7 +180,7 @@ def _local_devices(num_tasks: int | None) -> list[int] | None:
 
 def _tasks_of_node() -> int | None:
     # Slurm's is of all nodes, such as 8(x2); of unequal ones jax decides.
-    return _number("SLURM_STEP_TASKS_PER_NODE") or _number("OMPI_COMM_WORLD_LOCAL_SIZE")
+    return _number("OMPI_COMM_WORLD_LOCAL_SIZE") or _number("SLURM_STEP_TASKS_PER_NODE")
 
 
 def _number(name: str) -> int | None:

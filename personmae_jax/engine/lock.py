@@ -63,6 +63,7 @@ class FileLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(_identity()).encode(), 0)
+            os.fsync(self._fd)  # else NFS shows it to other hosts half a minute later
         except BlockingIOError:
             holder = _parse(os.pread(self._fd, _MAX_SIZE, 0))
             os.close(self._fd)

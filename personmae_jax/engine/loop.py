@@ -92,7 +92,8 @@ def run(training: Training, workdir: str) -> int:
         lock = None
         if is_main:
             lock = stack.enter_context(Workdir(workdir, cfg, **facts))
-        check_processes_share(path)
+        with distributed.device_errors(training.memory_hint):  # process 0 may have left
+            check_processes_share(path)
         checkpoints = stack.enter_context(
             Checkpoints(path, keep=cfg.checkpoint.keep, config=dataclasses.asdict(cfg))
         )

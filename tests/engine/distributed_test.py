@@ -203,6 +203,7 @@ def cluster(monkeypatch):
     called = {}
     monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
     monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
+    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     monkeypatch.setattr(
         distributed.jax.distributed,
         "initialize",
@@ -226,6 +227,13 @@ def test_one_task_a_node_has_all_of_its_devices(cluster):
     assert cluster()[1]["local_device_ids"] == []
     assert cluster(SLURM_STEP_TASKS_PER_NODE="8(x2)")[1]["local_device_ids"] is None
     assert cluster(JAX_LOCAL_DEVICE_IDS="3")[1]["local_device_ids"] is None
+
+
+def test_ranks_of_mpirun_in_a_job_of_slurm_are_those_of_open_mpi(cluster):
+    mpi = {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}
+    joined, called, port = cluster(SLURM_NTASKS="1", **mpi)
+    assert joined
+    assert (called["local_device_ids"], port) == (None, None)
 
 
 def test_a_single_task_joins_nobody_and_has_all_devices(cluster, monkeypatch):
