@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from personmae_jax.errors import RunError
 from personmae_jax.pytorch import head
 
 Tensors = dict[str, np.ndarray]
@@ -60,6 +61,16 @@ def split_positions(tensors: Mapping[str, np.ndarray]) -> Tensors:
     for i in _PARTS:
         tensors |= {f"part{i}_pos": cls_pos.copy(), f"part_token{i}": cls.copy()}
     return tensors
+
+
+def check_parts(tensors: Mapping[str, Any]) -> None:
+    """Raises RunError if part tokens or positions of PASS are there and not cls's."""
+    for i in _PARTS:
+        for part, cls in ((f"part_token{i}", "cls_token"), (f"part{i}_pos", "cls_pos")):
+            if part not in tensors:
+                continue
+            if not np.array_equal(tensors[part].read(), tensors[cls].read()):
+                raise RunError(f"{part} differs from {cls}")
 
 
 def to_huggingface(tensors: Mapping[str, np.ndarray]) -> Tensors:

@@ -18,7 +18,7 @@ from personmae_jax.errors import RunError, first_line
 from personmae_jax.models import personmae
 from personmae_jax.models.batch_norm import normalise
 from personmae_jax.pixels import patchify
-from personmae_jax.pytorch import read
+from personmae_jax.pytorch import layouts, read
 from personmae_jax.pytorch.state_dict import recognise
 from personmae_jax.pytorch.stored import Stored
 from personmae_jax.synthetic.pedestrian import render_pedestrian
@@ -87,6 +87,7 @@ def read_back(path: pathlib.Path) -> tuple[Tensors, Tensors]:
     is_torch = path.suffix in (".pth", ".pt") and path.is_file()
     with _telling():
         tree = _load_torch(path) if is_torch else read.open_file(path).tree
+        layouts.check_parts(tree.get("model", tree))
         found = recognise(tree).tensors.items()
         encoder = {name: tensor.read() for name, tensor in found}
         neck = {
@@ -102,7 +103,7 @@ def _telling() -> Iterator[None]:
     """Makes a RunError of whatever torch and safetensors raise."""
     try:
         yield
-    except Exception as e:
+    except Exception as e:  # torch and safetensors raise whatever they meet
         raise RunError(
             f"the file that was written cannot be read back ({first_line(e)}); it was "
             "removed, please report this"

@@ -6,6 +6,7 @@ import exported
 import numpy as np
 import pytest
 
+from personmae_jax.errors import RunError
 from personmae_jax.pytorch import export, verification, weights
 from personmae_jax.pytorch.layouts import LAYOUTS
 from personmae_jax.pytorch.model_card import describe_export
@@ -135,6 +136,16 @@ def test_pass_splits_the_positions_and_copies_cls_into_parts(case, tmp_path):
             tensors[f"part_token{i}"], case.tensors["cls_token"]
         )
         np.testing.assert_array_equal(tensors[f"part{i}_pos"], positions[:, :1])
+
+
+@pytest.mark.parametrize("name", ["part_token2", "part3_pos"])
+def test_parts_of_pass_that_are_not_those_of_cls_are_not_verified(case, tmp_path, name):
+    path = case.write(tmp_path, "pass")
+    file = torch.load(path, weights_only=True)
+    file["model"][name][0, 0, 0] += 1
+    torch.save(file, path)
+    with pytest.raises(RunError, match=f"{name} differs from cls"):
+        verification.read_back(path)
 
 
 def test_safetensors_tells_of_itself(case, tmp_path):
