@@ -176,10 +176,10 @@ def put(tree: Any, shardings: Any) -> Any:
       RunError: They are not the same on every host.
     """
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    with jax.transfer_guard("allow"):  # what several hosts exchange is fetched
-        if jax.process_count() > 1:
-            _refuse_differences(leaves)
-        # jax.device_put would compare the values: all of every host's, on each device.
+    if jax.process_count() > 1:
+        _refuse_differences(leaves)
+    # jax.device_put would compare the values: all of every host's, on each device.
+    with jax.transfer_guard("allow"):  # not counted as explicit
         arrays = [
             jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
             for leaf, where in zip(leaves, jax.tree.leaves(shardings), strict=True)
@@ -187,12 +187,23 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), arrays)
 
 
+def gather_processes(value: Any, *, is_split: bool = False) -> np.ndarray:
+    """The values of all processes, in a new first axis, on each; all must call it.
+
+    With `is_split` the value is one array whose parts they have, and the whole of it is
+    returned.
+    """
+    # It fetches its result implicitly, which the loop refuses.
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(value, tiled=is_split))
+
+
 def _refuse_differences(leaves: list[np.ndarray]) -> None:
     digest = hashlib.sha256()
     for leaf in leaves:
         digest.update(leaf.tobytes())
     ours = np.frombuffer(digest.digest(), np.uint8)
-    if (multihost_utils.process_allgather(ours) != ours).any():
+    if (gather_processes(ours) != ours).any():
         raise RunError(
             "the processes of this run have read other parameters than each other, or "
             "computed others of equal data; give all of them the same files and "

@@ -5,11 +5,8 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from personmae_jax.engine import signals
 from personmae_jax.errors import ConfigError, RunError, first_line
@@ -125,17 +122,6 @@ def join(
             ) from e
         return False
     return True
-
-
-def gather(value: Any, *, is_split: bool = False) -> np.ndarray:
-    """The values of all processes, in a new first axis, on each; all must call it.
-
-    With `is_split` the value is one array whose parts they have, and the whole of it is
-    returned.
-    """
-    # It fetches its result implicitly, which the loop refuses.
-    with jax.transfer_guard("allow"):
-        return np.asarray(multihost_utils.process_allgather(value, tiled=is_split))
 
 
 @contextlib.contextmanager

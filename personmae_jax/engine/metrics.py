@@ -20,7 +20,8 @@ from jaxtyping import PyTree, UInt8
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from personmae_jax.engine import distributed, pictures
+from personmae_jax import sharding
+from personmae_jax.engine import pictures
 from personmae_jax.engine.storage import (
     copy_folder,
     is_remote,
@@ -219,4 +220,4 @@ def _to_host(leaf: Any) -> np.ndarray:
     )
     if is_here:
         return np.asarray(jax.device_get(leaf))
-    return distributed.gather(leaf, is_split=True)
+    return sharding.gather_processes(leaf, is_split=True)

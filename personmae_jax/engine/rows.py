@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree, UInt8
 
+from personmae_jax import sharding
 from personmae_jax.data.batches import Batch
-from personmae_jax.engine import distributed
 from personmae_jax.engine.metrics import MetricsWriter, params_sha256
 from personmae_jax.engine.progress import Progress
 from personmae_jax.engine.training import Training
@@ -205,7 +205,7 @@ def _sum_over_hosts(counts: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str
     if jax.process_count() == 1 or not any(counts):
         return counts
     values = np.asarray([list(count.values()) for count in counts])
-    totals = distributed.gather(values).sum(axis=0)
+    totals = sharding.gather_processes(values).sum(axis=0)
     return [
         dict(zip(count, total, strict=True))
         for count, total in zip(counts, totals.tolist(), strict=True)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from personmae_jax import sharding
 from personmae_jax.config_json import (
     Settings,
     config_from_json,
@@ -19,7 +20,7 @@ from personmae_jax.config_json import (
     dropped_settings,
     parse_object,
 )
-from personmae_jax.engine import distributed, lock
+from personmae_jax.engine import lock
 from personmae_jax.engine.storage import open_path, read_whole, write_whole
 from personmae_jax.errors import ConfigError, RunError, first_line
 
@@ -198,8 +199,8 @@ def check_processes_agree(cfg: Settings, facts: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     text = json.dumps([config_to_json(cfg), facts]).encode()
-    longest = distributed.gather(np.asarray(len(text))).max()
-    texts = distributed.gather(np.frombuffer(text.ljust(longest), np.uint8))
+    longest = sharding.gather_processes(np.asarray(len(text))).max()
+    texts = sharding.gather_processes(np.frombuffer(text.ljust(longest), np.uint8))
     (first, data), *others = [json.loads(row.tobytes()) for row in texts]
     theirs = config_from_json(first)
     for process, (other, other_data) in enumerate(others, 1):
@@ -236,11 +237,11 @@ def check_processes_share(path: epath.Path) -> None:
 
     # A file that was looked for too early may count as absent for a while.
     is_main = jax.process_index() == 0
-    wanted = distributed.gather(seen() if is_main else np.zeros(32, np.uint8))[0]
+    wanted = sharding.gather_processes(seen() if is_main else np.zeros(32, np.uint8))[0]
     deadline = time.monotonic() + _VISIBLE
     while (seen() != wanted).any() and time.monotonic() < deadline:
         time.sleep(0.5)
-    same = distributed.gather((seen() == wanted).all())
+    same = sharding.gather_processes((seen() == wanted).all())
     if not same.all():
         raise ConfigError(
             f"--workdir={path} is not one folder on all hosts: process "

@@ -39,7 +39,7 @@ def triplet_loss(
     """
     features = features.astype(jnp.float32)
     squares = jnp.sum(jnp.square(features), axis=1)
-    products = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
+    products = features @ features.T
     squared = squares[:, None] + squares[None, :] - 2.0 * products
     # The floor keeps the root's gradient finite where two features are equal.
     distances = jnp.sqrt(jnp.maximum(squared, 1e-12))

@@ -22,9 +22,9 @@ class GroupSampler:
     """Which image stands in which row of which batch of P groups with K images each.
 
     The groups of all batches are an endless stream of passes. In each pass every group
-    comes once, in an order of its own; where P does not divide their number, the fewer
-    than P that are left over at its end are left out, others in each pass. Where there
-    are fewer than P, the stream goes on within the batch.
+    comes once, in an order of its own; where P does not divide their number, the last,
+    incomplete batch is dropped, of other groups in each pass. Where there are fewer
+    than P groups, the stream goes on within the batch.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def similarities(
     """
     is_used = jnp.arange(len(memory.vectors)) < memory.num_rows
     vectors = jax.lax.stop_gradient(jnp.where(is_used[:, None], memory.vectors, 0.0))
-    cosines = jnp.matmul(features, vectors.T, precision=jax.lax.Precision.HIGHEST)
+    cosines = features @ vectors.T
     return jnp.where(is_used[None, :], cosines / temperature, -jnp.inf)
 
 
