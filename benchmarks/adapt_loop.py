@@ -16,7 +16,9 @@ import command_line  # launch/ puts the repository on the path
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 
-_CONFIG = command_line.define_config(UnsupervisedConfig, "configs/usl_quickstart.py")
+_CONFIG = command_line.define_config(
+    UnsupervisedConfig, example="configs/usl_quickstart.py"
+)
 _STEPS = 40
 
 

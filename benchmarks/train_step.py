@@ -15,7 +15,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "launch"))
 
 import command_line  # launch/ puts the repository on the path
 
-_CONFIG = command_line.define_config()
+from personmae_jax.config import Config
+
+_CONFIG = command_line.define_config(Config)
 _ROUNDS, _STEPS = 8, 3  # a first round of each does not count
 
 

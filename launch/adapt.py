@@ -11,7 +11,9 @@ import command_line
 
 from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
 
-_CONFIG = command_line.define_config(UnsupervisedConfig, "configs/usl_market1501.py")
+_CONFIG = command_line.define_config(
+    UnsupervisedConfig, example="configs/usl_market1501.py"
+)
 _CLUSTER = command_line.define_cluster()
 _WORKDIR = command_line.define_workdir()
 

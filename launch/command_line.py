@@ -31,31 +31,32 @@ from personmae_jax.errors import ConfigError, RunError, first_line, quoted
 
 Settings = TypeVar("Settings")
 
-_kind: type = Config  # of what `--config` gives
+_kinds: tuple[type, ...] = (Config,)  # of what `--config` gives
 _none: list[str] = []  # settings given as None, which ml_collections would parse
 
 
 def define_config(
-    kind: type[Settings] = Config, example: str = "configs/quickstart.py"
+    *kinds: type[Settings], example: str = "configs/quickstart.py"
 ) -> Callable[[], Settings]:
     """Defines `--config` and its overrides; returns what reads them after parsing.
 
-    `kind` is the class of what the file's `get_config()` returns, as `example` does.
+    What the file's `get_config()` returns is of one of `kinds`, as `example` does.
     """
-    global _kind
-    _kind = kind
+    global _kinds
+    _kinds = kinds
     flag = config_flags.DEFINE_config_file(
         "config",
         help_string="A file of configs/; --config.FIELD=VALUE overrides a setting of "
-        f"{kind.__module__.replace('.', '/')}.py.",
+        "personmae_jax/config*.py.",
     )
     parser = flags.FLAGS["config"].parser
-    parser.parse = functools.partial(_load, parser.parse, kind)
+    parser.parse = functools.partial(_load, parser.parse)
     show("config")
 
     def read() -> Settings:
         if not flag.present:
             raise ConfigError(f"no --config: try --config={example}")
+        kind = next(k for k in kinds if isinstance(flag.value, k))
         for path, _ in field_paths(kind()):
             *sections, name = path.split(".")
             with contextlib.suppress(AttributeError):  # `check_types` says it
@@ -70,7 +71,7 @@ def define_config(
     return read
 
 
-def _load(parse: Callable[[str], Any], kind: type, argument: str) -> Any:
+def _load(parse: Callable[[str], Any], argument: str) -> Any:
     """What `parse` loads of a stranger's file, which may do anything."""
     if not pathlib.Path(argument.split(":")[0]).is_file():
         raise ConfigError("there is no such file; see configs/")
@@ -82,9 +83,10 @@ def _load(parse: Callable[[str], Any], kind: type, argument: str) -> Any:
     if isinstance(found, BaseException):
         what = f"{type(found).__name__}: {quoted(found, 300)}"
         raise ConfigError(f"it cannot be used: {what}") from found
-    if not isinstance(found, kind):
-        what = f"{type(found).__name__}; it must return {kind.__module__}"
-        raise ConfigError(f"get_config() returned {what}.{kind.__name__}")
+    if not isinstance(found, _kinds):
+        wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in _kinds)
+        found = type(found).__name__
+        raise ConfigError(f"get_config() returned {found}; it must return {wanted}")
     return found
 
 
@@ -216,7 +218,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
     ml_collections, which reads sys.argv, would join the values of tuples, ignore an
     empty one, and know no setting before the file, so that all come last.
     """
-    known = dict(field_paths(_kind()))
+    known = {path: default for kind in _kinds for path, default in field_paths(kind())}
     kept: dict[tuple[bool, str | int], str] = {}
     arguments = iter(enumerate(argv))
     for place, argument in arguments:
@@ -227,7 +229,7 @@ def _last_of_each_setting(argv: list[str]) -> list[str]:
         if is_setting and path not in known:
             raise ConfigError(
                 f"there is no setting --{name}; "
-                f"did you mean --config.{nearest_field(_kind(), path)}?"
+                f"did you mean --config.{nearest_field(known, path)}?"
             )
         if not is_given and (is_file or is_setting and type(known[path]) is not bool):
             argument += "=" + next(arguments, (0, ""))[1]  # --NAME VALUE

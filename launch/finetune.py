@@ -11,7 +11,9 @@ import command_line
 
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 
-_CONFIG = command_line.define_config(FinetuneConfig, "configs/finetune_market1501.py")
+_CONFIG = command_line.define_config(
+    FinetuneConfig, example="configs/finetune_market1501.py"
+)
 _CLUSTER = command_line.define_cluster()
 _WORKDIR = command_line.define_workdir()
 

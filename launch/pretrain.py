@@ -9,7 +9,9 @@ Start it again with the same command to resume. Exit codes: 0 finished, 1 failed
 
 import command_line
 
-_CONFIG = command_line.define_config()
+from personmae_jax.config import Config
+
+_CONFIG = command_line.define_config(Config)
 _CLUSTER = command_line.define_cluster()
 _WORKDIR = command_line.define_workdir()
 

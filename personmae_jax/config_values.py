@@ -5,7 +5,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,8 @@ def field_paths(cfg: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield path, value
 
 
-def nearest_field(cfg: object, path: str) -> str:
-    """Returns the existing setting whose dotted path looks most like `path`."""
-    paths = [name for name, _ in field_paths(cfg)]
+def nearest_field(paths: Iterable[str], path: str) -> str:
+    """Returns that of the dotted paths of settings which looks most like `path`."""
+    paths = [*paths]
     same_leaf = [p for p in paths if p.rpartition(".")[2] == path.rpartition(".")[2]]
     return (same_leaf or difflib.get_close_matches(path, paths, 1, 0.0))[0]

@@ -65,7 +65,7 @@ def test_field_paths_name_every_leaf_once():
     ],
 )
 def test_nearest_field_finds_what_was_meant(misspelt, meant):
-    assert nearest_field(Config(), misspelt) == meant
+    assert nearest_field(dict(field_paths(Config())), misspelt) == meant
 
 
 def test_the_default_grid_is_sixteen_by_eight_half_of_it_hidden():

@@ -5,10 +5,12 @@ estimated: no measurement. `measure` runs the step on whatever is here instead.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,32 +18,36 @@ import numpy as np
 from jaxtyping import PyTree
 
 from personmae_jax import sharding
-from personmae_jax.config import Config
-from personmae_jax.config_check import check
 from personmae_jax.engine.distributed import device_errors
 from personmae_jax.engine.program import Program
 from personmae_jax.engine.storage import reporting_failure
 from personmae_jax.errors import RunError, first_line
-from personmae_jax.preflight import hlo_costs
+from personmae_jax.preflight import hlo_costs, trainings
 from personmae_jax.preflight.chips import CHIPS, Chip, absent_devices
 from personmae_jax.preflight.model_flops import model_flops_per_image
-from personmae_jax.pretrain import program as programs
+from personmae_jax.preflight.trainings import Settings
 
-LUPERSON = 4_180_243  # images; Fu et al., arXiv 2012.03753
 _WARM_UP, _MEASURED = 2, 10  # steps of `measure`
+_KINDS = {  # of what a state holds
+    "params": "parameters",
+    "opt_state": "optimizer",
+    "teacher_params": "teacher",
+    "memory": "cluster memory",
+}
 
 Report = dict[str, Any]
 
 
 def estimate(
-    cfg: Config,
+    cfg: Settings,
     topology: str,
-    num_records: int = LUPERSON,
+    num_records: int | None = None,
     dump_hlo: str | None = None,
 ) -> Report:
     """Compiles for a topology, as `absent_devices` takes it, and counts.
 
-    The compiled text goes into the file `dump_hlo`; no data is asked for.
+    The compiled text goes into the file `dump_hlo`; no data is asked for. Absent
+    `num_records` are those of LUPerson or, where people are trained on, Market-1501.
 
     Returns:
       What `describe` prints, ready for JSON; the times are None, and there are no
@@ -52,11 +58,13 @@ def estimate(
       RunError: libtpu is not installed, or the program cannot be counted.
     """
     chip, devices = absent_devices(topology)
-    program = _build(cfg, devices, num_records)
-    report = _describe_run(program, topology) | {"is_estimate": True}
-    compiled, fitting = _compile_fitting(program)
+    num_records, data = trainings.assume(cfg, num_records)
+    build = functools.partial(trainings.build, devices=devices, num_records=num_records)
+    program = build(cfg)
+    report = _describe_run(program, topology, data) | {"is_estimate": True}
+    compiled, fitting = _compile_fitting(program, build)
     report |= _memory(program, int(chip.hbm_gib * 2**30), compiled, fitting)
-    if compiled is None or fitting < cfg.train.batch_size:
+    if compiled is None or fitting < program.batch_size:
         return report
     text = _text(compiled, dump_hlo)
     costs = hlo_costs.count(text, chip)
@@ -80,63 +88,50 @@ def estimate(
 
 
 def measure(
-    cfg: Config, num_records: int = LUPERSON, dump_hlo: str | None = None
+    cfg: Settings, num_records: int | None = None, dump_hlo: str | None = None
 ) -> Report:
     """Runs a few steps on the devices of this host, on noise; else as `estimate`."""
     devices = jax.devices()
     chip = next((c for c in CHIPS.values() if devices[0].device_kind in c.kinds), None)
-    program = _build(cfg, devices, num_records)
-    report = _describe_run(program, "here") | {"is_estimate": False}
-    hint = "a smaller --config.train.batch_size or --config.train.remat=block"
+    num_records, data = trainings.assume(cfg, num_records)
+    program = trainings.build(cfg, devices, num_records)
+    report = _describe_run(program, "here", data) | {"is_estimate": False}
+    smaller = f"--config.{trainings.batch_setting(cfg)}"
+    hint = f"a smaller {smaller} or --config.train.remat=block"
     with device_errors(hint):
         compiled = _compile(program)
         _text(compiled, dump_hlo)
         seconds = _step_seconds(program, compiled)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    report |= _memory(program, limit, compiled, cfg.train.batch_size)
+    report |= _memory(program, limit, compiled, program.batch_size)
     return report | _speed(program, seconds, chip)
 
 
-def _build(cfg: Config, devices: list[Any], num_records: int) -> Program[Config]:
-    # Named, or `check` would ask for it.
-    data = dataclasses.replace(cfg.data, path=cfg.data.path or "DIR")
-    cfg = dataclasses.replace(cfg, data=data)
-    check(cfg, len(devices))
-    num_steps = programs.count_steps(cfg, num_records)
-    mesh = sharding.make_mesh(cfg.mesh, devices)
-    return programs.build(cfg, mesh, num_steps)
-
-
-def _compile(program: Program[Config]) -> jax.stages.Compiled:
+def _compile(program: Program[Any]) -> jax.stages.Compiled:
     step: Any = program.train_step
     return step.lower(program.abstract_state, program.abstract_batch).compile()
 
 
 def _compile_fitting(
-    program: Program[Config],
+    program: Program[Any], build: Callable[[Settings], Program[Any]]
 ) -> tuple[jax.stages.Compiled | None, int]:
     """Compiles with the batch size asked for, or halves it until the step fits.
 
     Returns:
-      The compiled step, and its batch size; None and 0 where not even one image a
-      chip fits.
+      The compiled step, and its batch size; None and 0 where not even the smallest
+      batch fits.
     """
-    cfg, mesh = program.cfg, program.mesh
-    parts = mesh.size * cfg.train.accumulate
-    batch_size = cfg.train.batch_size
-    while batch_size:
-        train = dataclasses.replace(cfg.train, batch_size=batch_size)
-        smaller = dataclasses.replace(cfg, train=train)
+    unit = trainings.batch_unit(program.cfg, program.mesh.size)
+    while True:
         try:
-            return (
-                _compile(programs.build(smaller, mesh, program.num_steps)),
-                batch_size,
-            )
+            return _compile(program), program.batch_size
         except jax.errors.JaxRuntimeError as e:
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise
-        batch_size = batch_size // 2 // parts * parts
-    return None, 0
+        batch_size = program.batch_size // 2 // unit * unit
+        if not batch_size:
+            return None, 0
+        program = build(trainings.with_batch_size(program.cfg, batch_size))
 
 
 def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
@@ -155,9 +150,9 @@ def _text(compiled: jax.stages.Compiled, dump_hlo: str | None) -> str:
     return text
 
 
-def _step_seconds(program: Program[Config], step: jax.stages.Compiled) -> float:
+def _step_seconds(program: Program[Any], step: jax.stages.Compiled) -> float:
     """Median seconds of a step."""
-    state = program.init_state()
+    state = trainings.initial_state(program)
     batch = sharding.to_devices(noise(program), program.mesh)
     seconds = []
     for _ in range(_WARM_UP + _MEASURED):
@@ -169,30 +164,35 @@ def _step_seconds(program: Program[Config], step: jax.stages.Compiled) -> float:
     return statistics.median(seconds[_WARM_UP:])
 
 
-def noise(program: Program[Config]) -> dict[str, np.ndarray]:
-    """Returns a batch whose pixels are noise; masks and boxes do not matter to time."""
+def noise(program: Program[Any]) -> dict[str, np.ndarray]:
+    """Returns a batch whose pixels are noise; what else it has does not matter to time.
+
+    The first patches are visible, boxes are whole, labels and cameras 0.
+    """
     rng = np.random.default_rng(0)
     rows = {
         name: rng.integers(0, 256, leaf.shape, np.uint8)
-        for name, leaf in program.abstract_batch.items()
         if leaf.dtype == np.uint8
+        else np.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in program.abstract_batch.items()
     }
-    b, num_visible = program.abstract_batch["visible"].shape
-    rows["visible"] = np.tile(np.arange(num_visible, dtype=np.int32), (b, 1))
-    rows["geometry"] = np.tile(np.array([0, 0, 1, 1], np.float32), (b, 1))
+    if "visible" in rows:
+        rows["visible"][:] = np.arange(rows["visible"].shape[-1])
+        rows["geometry"][:] = (0, 0, 1, 1)
     return rows
 
 
-def _describe_run(program: Program[Config], topology: str) -> Report:
-    cfg, num_chips = program.cfg, program.mesh.size
+def _describe_run(program: Program[Any], topology: str, data: str) -> Report:
+    num_chips = program.mesh.size
     return {
         "topology": topology,
         "device_kind": program.mesh.devices.flat[0].device_kind,
         "num_chips": num_chips,
-        "batch_size": cfg.train.batch_size,
-        "batch_size_per_chip": cfg.train.batch_size // num_chips,
+        "data": data,
+        "batch_size": program.batch_size,
+        "batch_size_per_chip": program.batch_size // num_chips,
         "num_steps": program.num_steps,
-        "model_flops_per_image": model_flops_per_image(cfg),
+        "model_flops_per_image": model_flops_per_image(program.cfg),
     } | dict.fromkeys(
         (
             "step_seconds",
@@ -206,10 +206,10 @@ def _describe_run(program: Program[Config], topology: str) -> Report:
     )
 
 
-def _speed(program: Program[Config], step_seconds: float, chip: Chip | None) -> Report:
-    cfg, num_chips = program.cfg, program.mesh.size
-    rate = cfg.train.batch_size / num_chips / step_seconds
-    flops = rate * model_flops_per_image(cfg)
+def _speed(program: Program[Any], step_seconds: float, chip: Chip | None) -> Report:
+    num_chips = program.mesh.size
+    rate = program.batch_size / num_chips / step_seconds
+    flops = rate * model_flops_per_image(program.cfg)
     hours = program.num_steps * step_seconds / 3600
     return {
         "step_seconds": step_seconds,
@@ -221,7 +221,7 @@ def _speed(program: Program[Config], step_seconds: float, chip: Chip | None) -> 
 
 
 def _memory(
-    program: Program[Config],
+    program: Program[Any],
     limit: int | None,
     compiled: jax.stages.Compiled | None,
     fitting: int,
@@ -232,11 +232,11 @@ def _memory(
     batch and activations, is taken to grow with the batch.
     """
     state, batch = program.abstract_state, program.abstract_batch
-    asked = program.cfg.train.batch_size
+    asked = program.batch_size
     memory = {
-        "parameters": _bytes_per_chip(state.params),
-        "optimizer": _bytes_per_chip(state.opt_state),
-        "teacher": _bytes_per_chip(state.teacher_params),
+        kind: _bytes_per_chip(getattr(state, name))
+        for name, kind in _KINDS.items()
+        if hasattr(state, name)
     }
     held, largest = sum(memory.values()), 0
     if compiled is not None:
@@ -254,8 +254,8 @@ def _memory(
         if limit is not None:
             growing = memory["batch"] + memory["activations"]
             room = max(0, limit - sum(memory.values()) + growing)
-            parts = program.mesh.size * program.cfg.train.accumulate
-            largest = room * asked // growing // parts * parts
+            unit = trainings.batch_unit(program.cfg, program.mesh.size)
+            largest = room * asked // growing // unit * unit
     total = sum(memory.values())
     return {
         "memory": memory,

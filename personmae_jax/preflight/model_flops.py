@@ -1,18 +1,21 @@
 """FLOPs that the method needs for one image, whatever the program makes of them."""
 
-from personmae_jax.config import Config, PredictorConfig, predictor_size
+from personmae_jax.config import Config, ModelConfig, PredictorConfig, predictor_size
 
 _TRAINED = 3  # the forward pass once, the backward pass twice
 
 
-def model_flops_per_image(cfg: Config) -> int:
+def model_flops_per_image(cfg: ModelConfig) -> int:
     """Returns the FLOPs of one image in one training step.
 
     Counted are matrix products alone, each multiply-add as two: the student's encoder
     on the visible patches and all predictors, forward once and backward twice, and
-    the teacher's encoder on all patches, forward once. What a program computes again,
-    pads or masks away does not count.
+    the teacher's encoder on all patches, forward once. Where people are trained on, it
+    is the encoder alone, on all patches. What a program computes again, pads or masks
+    away does not count.
     """
+    if not isinstance(cfg, Config):
+        return _TRAINED * _encoder(cfg, cfg.num_patches)
     visible = cfg.num_patches - cfg.num_hidden
     flops = _TRAINED * _encoder(cfg, visible)
     outputs = 3 * cfg.encoder.patch_size**2
@@ -27,7 +30,7 @@ def model_flops_per_image(cfg: Config) -> int:
     return flops
 
 
-def _encoder(cfg: Config, num_patches: int) -> int:
+def _encoder(cfg: ModelConfig, num_patches: int) -> int:
     width, tokens = cfg.encoder.width, 1 + num_patches
     mlp = 2 * _dense(tokens, width, cfg.encoder.mlp_ratio * width)
     block = _self_attention(tokens, width) + mlp

@@ -24,6 +24,7 @@ def _head(report: dict[str, Any]) -> Iterator[str]:
         if report["is_estimate"]
         else "Measured here, on noise, without reading data."
     )
+    yield f"Data: {report['data']}. Steps alone are counted, no scores and clusters."
 
 
 def _memory(report: dict[str, Any]) -> Iterator[str]:
@@ -60,9 +61,11 @@ def _speed(report: dict[str, Any]) -> Iterator[str]:
     if report["share_of_peak"] is not None:
         share = 100 * report["share_of_peak"]
         yield f"  share of peak        {share:.1f} %{_doubt(report)}"
+    days = report["days"]
+    time = f"{days:.2f} days" if days >= 1 else f"{24 * days:.2f} hours"
     yield (
         f"  the run              {report['num_steps']:,} steps: "
-        f"{report['days']:.2f} days, {report['chip_hours']:,.0f} chip-hours"
+        f"{time}, {report['chip_hours']:,.1f} chip-hours"
     )
 
 

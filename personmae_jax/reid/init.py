@@ -14,7 +14,7 @@ from personmae_jax.pytorch import importer
 from personmae_jax.pytorch.positions import resample_positions, say
 
 
-def settle(cfg: PeopleConfig, workdir: str) -> None:
+def settle(cfg: PeopleConfig, workdir: str | None) -> None:
     """Sets the encoder's architecture, mean and std to those of what it starts from.
 
     A run in `workdir` that would be resumed has them already; what it started from
@@ -30,7 +30,7 @@ def settle(cfg: PeopleConfig, workdir: str) -> None:
         )
     if cfg.init.workdir is None and cfg.init.torch_weights is None:
         return
-    if has_checkpoint(workdir):
+    if workdir is not None and has_checkpoint(workdir):
         _adopt(cfg, read_settings(workdir))
     elif cfg.init.workdir is not None:
         source = read_settings(cfg.init.workdir)

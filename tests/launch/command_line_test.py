@@ -311,16 +311,17 @@ def test_a_config_file_that_fails_is_one_sentence(tmp_path, monkeypatch, text, w
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     (tmp_path / "x.py").write_text(text)
     with pytest.raises(ConfigError, match=f"^it cannot be used: {words}"):
-        command_line._load(values["config"].parser.parse, object, f"{tmp_path}/x.py")
+        command_line._load(values["config"].parser.parse, f"{tmp_path}/x.py")
 
 
 SET = """
 sys.path[:0] = ["launch"]
 import command_line
+from personmae_jax.config import Config
 from personmae_jax.config_check import check
 
 sys.argv = ["run", "--config=configs/vits.py", "--config.data.path=x", *sys.argv[:1]]
-settings = command_line.define_config()
+settings = command_line.define_config(Config)
 command_line.run(lambda: check(settings()))
 """
 

@@ -8,14 +8,18 @@ import re
 import subprocess
 import sys
 
+import finetuning
 import jax
 import pytest
+import unlabelled
 from tiny import tiny_config
 
 from personmae_jax.config import Config
+from personmae_jax.config_finetune import FinetuneConfig
+from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.trees import named_leaves
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.preflight import chips, estimate, text
+from personmae_jax.preflight import chips, estimate, text, trainings
 from personmae_jax.preflight.model_flops import model_flops_per_image
 from personmae_jax.preflight.text import describe
 
@@ -46,8 +50,8 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-def build(cfg: Config, devices=None):
-    return estimate._build(cfg, devices or jax.devices(), 1000)
+def build(cfg, devices=None):
+    return trainings.build(cfg, devices or jax.devices(), 1000)
 
 
 class Compiled(jax.stages.Compiled):
@@ -109,14 +113,68 @@ def test_the_largest_batch_fills_what_the_state_leaves():
     assert less["largest_batch_size"] == 6
 
 
+PEOPLE = {
+    "finetune": finetuning.tiny_finetuning,
+    "unlabelled": unlabelled.tiny_unsupervised,
+}
+
+
+@pytest.mark.parametrize("kind", PEOPLE)
+def test_the_memory_of_every_training_is_told_by_kind(kind):
+    program = build(PEOPLE[kind](), jax.devices()[:2])
+    state = program.init_state()
+    memory = estimate._memory(program, 10**9, Compiled(1000, 10**6), 8)["memory"]
+    assert memory["parameters"] == estimate._bytes_per_chip(state.params)
+    assert memory["optimizer"] == estimate._bytes_per_chip(state.opt_state)
+    assert "teacher" not in memory
+    assert ("cluster memory" in memory) == (kind == "unlabelled")
+    if kind == "unlabelled":
+        vectors = 1000 * state.memory.vectors.shape[1]
+        assert memory["cluster memory"] == 4 * (vectors + 2 * 1000 + 1)
+
+
+@pytest.mark.parametrize("kind", PEOPLE)
+def test_smaller_batches_of_people_have_whole_groups_and_two_of_them(monkeypatch, kind):
+    cfg = PEOPLE[kind]()
+    groups = trainings.batch_setting(cfg).split(".")[1]
+    setattr(cfg.sampling, groups, 12)
+    cfg.sampling.images = 3
+    tried = refuse_above(monkeypatch, 0, field="image")
+    assert not estimate.estimate(cfg, "v5e:1x2", 1000)["fits"]
+    assert tried == [36, 18, 6]
+
+
+@pytest.mark.parametrize("kind", PEOPLE)
+def test_every_training_is_measured_here(kind):
+    report = estimate.measure(PEOPLE[kind](), 100)
+    assert report["images_per_second_per_chip"] > 0
+    assert "100 images" in describe(report)
+
+
+@pytest.mark.parametrize("kind", PEOPLE)
+def test_the_flops_of_people_are_those_of_the_encoder_on_all_patches(kind):
+    cfg = PEOPLE[kind]()
+    pretraining = Config(encoder=cfg.encoder)
+    pretraining.data.height, pretraining.data.width = cfg.data.height, cfg.data.width
+    pretraining.loss.feature_weight = pretraining.loss.cls_weight = 0.0
+    student = model_flops_per_image(pretraining)
+    pretraining.loss.cls_weight = 0.1
+    teacher_and_head = model_flops_per_image(pretraining) - student
+    head = 3 * 2 * cfg.encoder.width**2
+    assert model_flops_per_image(cfg) == 3 * (teacher_and_head - head)
+
+
 def refuse_above(
-    monkeypatch, batch_size: int, message="RESOURCE_EXHAUSTED: ..."
+    monkeypatch,
+    batch_size: int,
+    message="RESOURCE_EXHAUSTED: ...",
+    field: str = "region_a",
 ) -> list:
     """Makes compiling fail for larger batches; returns the sizes that were tried."""
     tried = []
 
     def compile_step(program):
-        tried.append(program.abstract_batch["region_a"].shape[0])
+        tried.append(program.abstract_batch[field].shape[0])
         if tried[-1] > batch_size:
             raise jax.errors.JaxRuntimeError(message)
         held = estimate._bytes_per_chip(
@@ -191,11 +249,26 @@ def test_what_slower_kernels_leave_of_the_share_is_said_beside_it():
 def test_the_length_of_the_run_is_that_of_luperson_unless_said():
     cfg = Config()
     cfg.train.epochs = 300
-    report = estimate._describe_run(
-        estimate._build(cfg, jax.devices(), estimate.LUPERSON), "v5e:2x4"
-    )
+    num_records, words = trainings.assume(cfg, None)
+    program = trainings.build(cfg, jax.devices(), num_records)
+    report = estimate._describe_run(program, "v5e:2x4", words)
     assert report["num_steps"] == 306_170
     assert report["batch_size_per_chip"] == 512
+    assert "4,180,243 images, as LUPerson has" in report["data"]
+    assert "1,000 images" in trainings.assume(cfg, 1000)[1]
+
+
+def test_people_are_as_many_as_in_market_1501_unless_said():
+    cfg = FinetuneConfig()  # 100 epochs of 16 x 4 images
+    num_records, words = trainings.assume(cfg, None)
+    assert "12,936 images, as Market-1501 has" in words
+    program = trainings.build(cfg, jax.devices(), num_records)
+    assert program.num_steps == 20_212
+    kernel = program.abstract_state.params["classifier"]["kernel"]
+    assert kernel.shape == (768, 751)
+    program = trainings.build(UnsupervisedConfig(), jax.devices(), 32_621)
+    assert program.num_steps == 10_000
+    assert program.abstract_state.memory.vectors.shape == (32_621, 768)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +331,50 @@ def test_the_command_wants_just_one_place(arguments):
     assert done.returncode == 2
     assert "--topology=v5e:4x4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_takes_the_config_of_any_training(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from personmae_jax.config_finetune import FinetuneConfig\n"
+        "def get_config(): return FinetuneConfig()\n"
+    )
+    done = command(f"--config={file}", "--topology=v5e")
+    assert done.returncode == 2
+    assert "--topology=v5e is none" in done.stderr
+    # A setting of another training than the file's.
+    done = command(f"--config={file}", "--topology=v5e:2x2", "--config.cluster.k1=9")
+    assert done.returncode == 2
+    assert "cluster" in done.stderr
+    assert "Traceback" not in done.stderr
+    file.write_text("def get_config(): return {}\n")
+    done = command(f"--config={file}", "--topology=v5e:2x2")
+    assert done.returncode == 2
+    assert "returned dict; it must return personmae_jax.config.Config or" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_compiler_takes_a_step_without_labels():
+    if not LIBTPU.exists():
+        pytest.skip("libtpu is not installed: make .venv/.installed-clients")
+    done = command(
+        "--config=configs/usl_market1501.py",
+        "--topology=v5e:2x2",
+        "--json",
+        "--num_records=1000",
+        "--config.encoder.width=128",  # two heads of 64: the fused attention
+        "--config.encoder.num_heads=2",
+        "--config.encoder.depth=1",
+        "--config.sampling.clusters=4",
+        PYTHONPATH=str(LIBTPU),
+        TPU_SKIP_MDS_QUERY="1",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["fits"]
+    assert report["estimated_cycles"] > 10**4
+    assert report["memory"]["cluster memory"] == 4 * (1000 * (128 + 2) + 1)
 
 
 @pytest.mark.slow
