@@ -23,8 +23,8 @@ from absl import flags
 from etils import epath
 
 from personmae_jax.engine import signals
-from personmae_jax.engine.storage import write_whole
-from personmae_jax.errors import ConfigError
+from personmae_jax.engine.storage import open_path, write_whole
+from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import datasets
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The pretraining run.")
@@ -39,9 +39,18 @@ _UNSUPERVISED = flags.DEFINE_string(
     "unsupervised", None, "Settings of USL and UDA; those of Market-1501 if absent."
 )
 
-# Others' mAP / rank-1 in percent, without re-ranking; None: not reported there.
+# Others' mAP / rank-1 in percent, without re-ranking; None: not reported there. READMEs
+# at 256 x 128 pixels.
 _PUBLISHED = {
-    "msmt17": [("PersonMAE ViT-B", 79.8, None, "arXiv 2311.04496, abstract")],
+    "market1501": [
+        ("PASS ViT-B", 93.0, 96.8, "its README"),
+        ("HAP ViT-B", 91.7, None, "its README"),
+    ],
+    "msmt17": [
+        ("PersonMAE ViT-B", 79.8, None, "arXiv 2311.04496, abstract"),
+        ("HAP ViT-B", 76.4, None, "its README"),
+        ("PASS ViT-B", 71.8, 88.2, "its README"),
+    ],
     "occluded_duke": [
         ("PersonMAE ViT-B", 69.5, None, "arXiv 2311.04496, abstract"),
         ("PersonViT ViT-B", 72.2, 79.8, "its README"),
@@ -81,7 +90,7 @@ class Result(NamedTuple):
     source: str
 
 
-def tasks(out: pathlib.Path) -> list[Task]:
+def tasks(out: epath.Path) -> list[Task]:
     """Those for which there is data; UDA comes after the run that it starts from.
 
     Raises:
@@ -101,13 +110,13 @@ def tasks(out: pathlib.Path) -> list[Task]:
             config = _config(_SUPERVISED.value, f"finetune_{recipe}")
             given = (config, begin, *data)
             found.append(Task(name, f"{title}, supervised", "finetune.py", given))
-    data = f"--config.data.path={_MARKET.value}"
+    data = ("--config.data.layout=market1501", f"--config.data.path={_MARKET.value}")
     if _MARKET.value is not None:
-        given = (_config(_UNSUPERVISED.value, "usl_market1501"), begin, data)
+        given = (_config(_UNSUPERVISED.value, "usl_market1501"), begin, *data)
         found.append(Task("usl_market1501", "Market-1501, USL", "adapt.py", given))
     if _MARKET.value is not None and _MSMT17.value is not None:
         begin = f"--config.init.workdir={out / 'msmt17'}"
-        given = (_config(_UNSUPERVISED.value, "uda_market1501"), begin, data)
+        given = (_config(_UNSUPERVISED.value, "uda_market1501"), begin, *data)
         title = "MSMT17 to Market-1501, UDA"
         found.append(Task("uda_market1501", title, "adapt.py", given))
     return found
@@ -117,11 +126,21 @@ def _config(given: str | None, name: str) -> str:
     return f"--config={given or _LAUNCH.parent / 'configs' / f'{name}.py'}"
 
 
-def results(out: pathlib.Path, done: list[Task]) -> list[Result]:
-    """The last scores of every task, each followed by those that others report."""
+def results(out: epath.Path, done: list[Task]) -> list[Result]:
+    """The last scores of every task, each followed by those that others report.
+
+    Raises:
+      RunError: A task has none.
+    """
     found = []
     for task in done:
-        scores = json.loads((out / task.name / "retrieval.json").read_text())
+        file = out / task.name / "retrieval.json"
+        if not file.exists():
+            raise RunError(
+                f"{task.title}: the run has no scores ({file}); its settings turn them "
+                "off, or the data has no queries"
+            )
+        scores = json.loads(file.read_text())
         # None where features could not be ranked, such as a collapsed network's.
         known = {name: math.nan if x is None else x for name, x in scores.items()}
         mean_ap, rank1 = 100 * known["mAP"], 100 * known["rank1"]
@@ -171,7 +190,7 @@ def chart(found: list[Result]) -> bytes:
 def main() -> int:
     if _WORKDIR.value is None:
         raise ConfigError("name the pretraining run: --workdir=RUN")
-    out = pathlib.Path(_OUT.value or f"{_WORKDIR.value.rstrip('/')}_report")
+    out = open_path(_OUT.value or f"{_WORKDIR.value.rstrip('/')}_report")
     wanted = tasks(out)
     if not wanted:
         raise ConfigError("no data: give --market=DIR, --msmt17=DIR or the like")
@@ -191,8 +210,8 @@ def main() -> int:
             return code
         found = results(out, wanted[: number + 1])
         text = table(found)
-        write_whole(epath.Path(out) / "report.md", text)
-        write_whole(epath.Path(out) / "report.png", chart(found))
+        write_whole(out / "report.md", text)
+        write_whole(out / "report.png", chart(found))
     print(text)
     return 0
 

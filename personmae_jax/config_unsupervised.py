@@ -165,6 +165,10 @@ def check_unsupervised(
     problems = [*range_problems(cfg, CHOICES | _CHOICES, RANGES | _RANGES)]
     if cfg.cluster.k2 > cfg.cluster.k1:
         problems.append("config.cluster.k2 exceeds k1; the field takes 6 of 30")
+    if cfg.cluster.min_samples > cfg.cluster.k1 + 1:
+        problems.append(
+            "config.cluster.min_samples exceeds k1 + 1, more images than any has near"
+        )
     if cfg.data.layout != "synthetic" and not cfg.data.path:
         problems.append(
             "no data: give --config.data.path=DIR with --config.data.layout=market1501 "

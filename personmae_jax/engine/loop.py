@@ -21,7 +21,7 @@ from personmae_jax.engine.curves import write_curves
 from personmae_jax.engine.profiling import Trace
 from personmae_jax.engine.rows import Rows
 from personmae_jax.engine.storage import open_path
-from personmae_jax.engine.training import Rounds, Start, Training
+from personmae_jax.engine.training import RoundError, Rounds, Start, Training
 from personmae_jax.engine.workdir import (
     Workdir,
     check_processes_agree,
@@ -175,12 +175,27 @@ def train(
     """
     program, scorer, step = training.program, training.scorer, start
     cfg, num_steps = program.cfg, program.num_steps
+
+    def save(step: int, state: Any) -> None:
+        # Only what was seen finite is saved, so the last checkpoint is good.
+        rows.write(state.params if step == num_steps else None)
+        rows.flush()
+        if lock is not None:
+            lock.check_held()
+        checkpoints.save(step, state)
+
+    is_saved = True  # or `start` is 0
     # What moves to or from a device by accident would stall every step.
     with jax.transfer_guard("disallow"):
         if scorer is not None and start == 0 and scorer.is_due(0):
             rows.add_scores(0, functools.partial(scorer, 0, state))
         for step in range(start + 1, num_steps + 1):
-            state = streams.before(step, state, rows)
+            try:
+                state = streams.before(step, state, rows)
+            except RoundError:
+                if not is_saved:
+                    save(step - 1, state)
+                raise
             trace.before(step)
             asked_at = time.monotonic()
             batch = next(streams)
@@ -203,12 +218,7 @@ def train(
                     checkpoints.pin(scorer.best_step)
                     is_saved = True  # it may be the best
             if is_saved:
-                # Only what was seen finite is saved, so the last checkpoint is good.
-                rows.write(state.params if step == num_steps else None)
-                rows.flush()
-                if lock is not None:
-                    lock.check_held()
-                checkpoints.save(step, state)
+                save(step, state)
             if is_last:
                 break
     return step

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from personmae_jax.data.batches import Batch, HostBatches
 from personmae_jax.engine.program import Program
+from personmae_jax.errors import RunError
 
 # An encoder's parameters as numpy arrays, None if they are to be random, and
 # sentences on them.
@@ -38,6 +39,10 @@ class Scorer(Protocol):
         ...
 
 
+class RoundError(RunError):
+    """A round cannot be made, as every host finds; what was trained before is good."""
+
+
 @runtime_checkable
 class Rounds(Protocol):
     """Data that a training makes anew while it runs, such as pseudo labels.
@@ -58,6 +63,9 @@ class Rounds(Protocol):
         Returns:
           The state with what this round learns, unchanged in mid-round; the batches;
           and numbers for a row, empty in mid-round.
+
+        Raises:
+          RoundError: See there.
         """
         ...
 

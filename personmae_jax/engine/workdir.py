@@ -24,8 +24,9 @@ from personmae_jax.engine import lock
 from personmae_jax.engine.storage import open_path, read_whole, write_whole
 from personmae_jax.errors import ConfigError, RunError, first_line
 
-# What a later start may change: these settings do not change what is computed.
-# A name that ends in a dot stands for all fields below it.
+# What a later start may change: these settings do not change what is computed, but for
+# rounding where a product gets another shape. A name that ends in a dot stands for all
+# fields below it.
 FREE_FIELDS = (
     "config.data.path",
     "config.data.num_threads",

@@ -79,8 +79,9 @@ def open_dataset(
     places = [place for part in parts for place in part]
     ends = np.cumsum([len(part) for part in parts])
     query, gallery, train = np.split(np.arange(len(places)), ends[:-1])
+    parts_of = " (train and val)" if layout == "msmt17" else ""
     dataset = ReidDataset(
-        where=f"{layout} in {root!r}",
+        where=f"{layout}{parts_of} in {root!r}",
         records=ListedRecords(root, [os.fsencode(path) for path, _, _ in places]),
         identities=np.array([identity for _, identity, _ in places], np.int64),
         cameras=np.array([camera for _, _, camera in places], np.int64),

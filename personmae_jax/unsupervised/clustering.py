@@ -52,23 +52,31 @@ class Clusters:
         return int(np.count_nonzero(self.labels == OUTLIER))
 
 
-def cluster(features: Float32[np.ndarray, "_n _d"], cfg: ClusterConfig) -> Clusters:
+def cluster(
+    features: Float32[np.ndarray, "n _d"],
+    cfg: ClusterConfig,
+    cameras: Int[np.ndarray, " n"] | None = None,
+) -> Clusters:
     """Groups images that are likely of one person, by a feature of each.
 
     Without `cfg.eps`, at most MAX_EPS, it is that of EPS which makes the most clusters,
-    the smallest of equals.
+    the smallest of equals. With `cameras`, some cluster has to have images of two, if
+    there are two.
 
     Raises:
-      RunError: Fewer than two clusters, with the number of them at each eps; or a
-        feature is zero or not finite.
+      RunError: A collapse, with the number of clusters at each eps: fewer than two
+        clusters, nine tenths of the images in one, or each of one camera; or a feature
+        is zero or not finite.
     """
     graph, eps = jaccard_graph(features, cfg.k1, cfg.k2), cfg.eps
     if eps is None:
         by_eps = clusters_by_eps(graph, cfg.min_samples)
         eps = max(by_eps, key=lambda pair: pair[1])[0]  # the first of equals
     found = Clusters(labels=dbscan(graph, eps, cfg.min_samples), eps=eps)
-    if found.count < 2:
-        raise RunError(_collapse(found, clusters_by_eps(graph, cfg.min_samples)))
+    if what := _collapse(found, cameras, cfg):
+        by_eps = clusters_by_eps(graph, cfg.min_samples)
+        table = ", ".join(f"{e} {count}" for e, count in by_eps)
+        raise RunError(f"{what}; clusters by eps: {table}; start in another --workdir")
     return found
 
 
@@ -130,14 +138,15 @@ def clusters_by_eps(
     return tuple((e, int(dbscan(graph, e, min_samples).max()) + 1) for e in EPS)
 
 
-def doubts(clusters: Clusters, cameras: Int[np.ndarray, " n"]) -> dict[str, str]:
+def doubts(
+    clusters: Clusters, cameras: Int[np.ndarray, " n"], a_step: int
+) -> dict[str, str]:
     """A sentence, by a word for it, for all that makes pseudo labels doubtful.
-
-    A collapse looks like success in the loss: everybody is the same cluster.
 
     Args:
       clusters: Two or more.
       cameras: That saw the images; all the same where not known.
+      a_step: Clusters of which a step takes images.
     """
     n, largest = len(clusters.labels), int(clusters.sizes.max())
     found = {}
@@ -152,6 +161,11 @@ def doubts(clusters: Clusters, cameras: Int[np.ndarray, " n"]) -> dict[str, str]
             f"{clusters.outliers:,} of {n:,} images are in no cluster: "
             f"eps={clusters.eps} is too small, or the encoder tells people apart "
             "poorly; try eps=None."
+        )
+    if clusters.count < a_step:
+        found["few"] = (
+            f"There are {clusters.count:,} clusters, and a step takes {a_step:,}: it "
+            "takes each more than once."
         )
     across = num_across_cameras(clusters, cameras)
     if len(np.unique(cameras)) > 1 and across < 0.1 * clusters.count:
@@ -198,21 +212,35 @@ def camera_proxies(
     return proxies, found[:, 0].astype(np.int32)
 
 
-def _collapse(clusters: Clusters, by_eps: tuple[tuple[float, int], ...]) -> str:
-    n = len(clusters.labels)
-    if clusters.count:
-        what = (
-            f"all {n - clusters.outliers:,} images that belong to a cluster, of {n:,}, "
-            f"are in one at eps={clusters.eps}: it is too large, or the encoder tells "
-            "nobody apart"
+def _collapse(
+    clusters: Clusters, cameras: Int[np.ndarray, " n"] | None, cfg: ClusterConfig
+) -> str:
+    """What is wrong and its way out, or nothing.
+
+    A collapse looks like success in the loss: everybody is the same cluster.
+    """
+    n, eps = len(clusters.labels), clusters.eps
+    most = "" if cfg.eps is None else ", that of the most clusters (eps=None)"
+    if not clusters.count:
+        return (
+            f"none of {n:,} images has enough others within eps={eps} to make a "
+            f"cluster: it needs a larger one{most}, or the encoder tells people apart "
+            "poorly"
         )
-    else:
-        what = (
-            f"none of {n:,} images has enough others within eps={clusters.eps} to make "
-            "a cluster"
+    largest = int(clusters.sizes.max())
+    if clusters.count == 1 or largest > 0.9 * n:
+        return (
+            f"{largest:,} of {n:,} images are in one cluster at eps={eps}: it needs a "
+            f"smaller one{most}, or k1 near the number of images a person, or the "
+            "encoder tells nobody apart"
         )
-    table = ", ".join(f"{e} {count}" for e, count in by_eps)
+    if cameras is None or len(np.unique(cameras)) == 1:
+        return ""
+    if num_across_cameras(clusters, cameras):
+        return ""
     return (
-        f"{what}; clusters by eps: {table}; take an eps with many, or eps=None, or k1 "
-        "near the number of images a person"
+        f"each of {clusters.count:,} clusters has images of one camera alone: they "
+        "follow cameras rather than people; it needs "
+        "--config.cluster.centre_cameras=True, or, also where no two cameras see the "
+        "same people, --config.memory.camera_proxies=True"
     )

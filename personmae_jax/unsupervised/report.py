@@ -17,7 +17,7 @@ from personmae_jax.unsupervised.data import Unlabelled
 
 _KINDS, _SHOWN = 4, 10  # clusters of each kind, and images of each
 _HEIGHT, _WIDTH, _MARGIN, _TITLE = 96, 48, 2, 14  # pixels
-_LIMITS = ImageConfig(max_pixels=2**26, min_side=1)  # training has read them all
+_LIMITS = ImageConfig(max_pixels=2**62, min_side=1)  # training has read them all
 
 
 def write_report(

@@ -18,6 +18,7 @@ from jaxtyping import Int32
 from personmae_jax import sharding
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine.program import Program
+from personmae_jax.engine.training import RoundError
 from personmae_jax.errors import RunError
 from personmae_jax.reid.features import (
     Extractor,
@@ -71,7 +72,8 @@ class PseudoLabels:
         """Clusters if a round begins before `step`; returns what it trains on.
 
         Raises:
-          RunError: There are fewer than two clusters, or an image cannot be used.
+          RoundError: The clustering is a collapse.
+          RunError: An image cannot be used.
         """
         round_, numbers = (step - 1) // self._cfg.train.steps_per_round, {}
         labels = np.asarray(jax.device_get(self._whole(state.labels)))
@@ -94,8 +96,18 @@ class PseudoLabels:
         cfg, cameras = self._cfg.cluster, self._target.cameras
         if cfg.centre_cameras:
             features = camera_centred(features, cameras)
-        clusters = clustering.cluster(features, cfg)
-        doubts = clustering.doubts(clusters, cameras)
+        is_usable = np.isfinite(features).all(axis=1) & features.any(axis=1)
+        if not is_usable.all():
+            first = self._target.records.name(int(np.argmin(is_usable)))
+            raise RunError(
+                f"features of {np.count_nonzero(~is_usable):,} of {len(features):,} "
+                f"images are zero or not finite, e.g. that of {first}; take these out "
+                "of the data set if they are few, else the network has collapsed"
+            )
+        # A memory of camera proxies draws the cameras of a cluster together.
+        is_split = self._cfg.memory.camera_proxies
+        clusters = clustering.cluster(features, cfg, None if is_split else cameras)
+        doubts = clustering.doubts(clusters, cameras, self._cfg.sampling.clusters)
         for kind in doubts.keys() - self._told:  # each is said once
             logging.warning("Round %d: %s", round_, doubts[kind])
         self._told |= doubts.keys()
@@ -137,11 +149,11 @@ class PseudoLabels:
                 error = e
         labels, is_known = _from_process_0(labels, error is None)
         if isinstance(error, RunError):
-            raise RunError(f"round {round_}: {error}") from error
+            raise RoundError(f"round {round_}: {error}") from error
         if error is not None:
             raise error
         if not is_known:
-            raise RunError(
+            raise RoundError(
                 f"round {round_}: no clusters; the log of process 0 says why"
             )
         if round_:

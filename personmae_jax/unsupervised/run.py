@@ -76,7 +76,7 @@ def make_training(
 
 def _summarise(workdir: epath.Path, last: int, scorer: Scorer | None) -> str:
     """The scores, if there are any, and where everything is."""
-    scores = "No scores: there were no queries."
+    scores = "No scores: there were no queries, or config.eval.every_rounds is 0."
     if scorer is not None:
         scores = f"{scorer.table()}\nThe last step is the result."
     return f"""\

@@ -82,7 +82,7 @@ import json, pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))
 import report
 report.flags.FLAGS(sys.argv)
-configs = {t.name: t.arguments[0] for t in report.tasks(pathlib.Path("out"))}
+configs = {t.name: t.arguments[0] for t in report.tasks(report.open_path("out"))}
 print(json.dumps({k: v.removeprefix("--config=") for k, v in configs.items()}))
 """
 
@@ -115,6 +115,47 @@ report.output.guard()
 launcher = str(pathlib.Path("empty.py").absolute())
 report.tasks = lambda out: [report.Task("a", "A", launcher, ())]
 report.main()
+"""
+
+
+def test_a_run_without_scores_is_named(tmp_path, people):
+    (tmp_path / "empty.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", _REPORT_ONE, str(ROOT / "launch"), "--workdir=run"],
+        cwd=tmp_path,
+        env=environment({"JAX_PLATFORMS": "cpu"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "RunError: A: the run has no scores" in done.stderr
+
+
+def test_unsupervised_settings_of_any_config_train_on_the_data_that_is_given(
+    tmp_path, people
+):
+    told = subprocess.run(
+        [
+            *(sys.executable, "-c", _SAY_DATA, str(ROOT / "launch")),
+            *("--workdir=run", "--market=people"),
+            "--unsupervised=configs/usl_quickstart.py",  # of synthetic people
+        ],
+        cwd=tmp_path,
+        env=environment({"JAX_PLATFORMS": "cpu"}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    given = {"--config.data.layout=market1501", "--config.data.path=people"}
+    assert given <= set(json.loads(told.stdout)["usl_market1501"])
+
+
+_SAY_DATA = """
+import json, sys
+sys.path.insert(0, sys.argv.pop(1))
+import report
+report.flags.FLAGS(sys.argv)
+print(json.dumps({t.name: t.arguments for t in report.tasks(report.open_path("out"))}))
 """
 
 
@@ -154,10 +195,13 @@ def test_tasks_are_run_one_by_one_interrupted_and_tabled(tmp_path, people, cache
             (tmp_path / f"run_report/{task}/retrieval.json").read_text()
         )
         numbers = f"{100 * scores['mAP']:.1f} | {100 * scores['rank1']:.1f}"
-        assert f"| {title} | ours | {numbers} | run_report/{task}, step" in lines
+        assert (
+            f"| {title} | ours | {numbers} | {tmp_path}/run_report/{task}, step"
+            in lines
+        )
     assert "|  | PASS ViT-S | 88.7 | 95.0 | its README |" in lines
     with Image.open(tmp_path / "run_report/report.png") as picture:
-        assert picture.size == (660, 432)
+        assert picture.size == (900, 432)
 
 
 _SETTINGS = {

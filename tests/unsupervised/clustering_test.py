@@ -198,22 +198,26 @@ def test_no_full_matrix_is_held():
 def test_a_collapse_is_said_with_the_clusters_by_eps():
     with pytest.raises(RunError, match=r"none of 60 images.* by eps: 0.3 \d.*0.7 \d"):
         cluster(KINDS["noise"](), ClusterConfig(k1=10, k2=3, eps=0.01))
-    with pytest.raises(RunError, match="are in one at eps=0.6: it is too large"):
+    with pytest.raises(RunError, match="60 of 60 images are in one cluster at eps=0.6"):
         cluster(_people(9, 1, 60), ClusterConfig(k1=30, k2=6, eps=0.6))
 
 
 def test_doubtful_clusters_are_said_in_words():
     labels = np.array([0] * 30 + [1] * 4 + [OUTLIER] * 6, np.int32)
     nowhere = np.zeros(len(labels), np.int32)
-    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), nowhere).values()]
-    assert [text[:27] for text in said] == ["One cluster holds 30 of 40 "]
+    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), nowhere, 3).values()]
+    assert [text[:28] for text in said] == [
+        "One cluster holds 30 of 40 i",
+        "There are 2 clusters, and a ",
+    ]
     labels = np.array([0] * 4 + [1] * 4 + [OUTLIER] * 92, np.int32)
     cameras = np.array([0] * 4 + [1] * 96)
-    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), cameras).values()]
+    said = [*clustering.doubts(Clusters(labels=labels, eps=0.6), cameras, 2).values()]
     assert said[0].startswith("92 of 100 images are in no cluster")
     assert said[1].startswith("Only 0 of 2 clusters have images of two")
     labels = np.repeat(np.arange(10, dtype=np.int32), 4)
-    assert not clustering.doubts(Clusters(labels=labels, eps=0.6), np.arange(40) % 2)
+    found = Clusters(labels=labels, eps=0.6)
+    assert not clustering.doubts(found, np.arange(40) % 2, 10)
 
 
 def test_the_agreement_is_over_what_is_clustered_both_times():
