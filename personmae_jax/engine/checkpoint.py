@@ -46,9 +46,9 @@ def _empty_removed(folder: epath.Path) -> None:
         (folder / _REMOVED).rmtree()
 
 
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+def _handlers(about: dict[str, Any]) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = files.HashedState()
+    handler = files.HashedState(about)
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
         registry.add(files.STATE, args, handler)
     return registry
@@ -99,7 +99,7 @@ class Checkpoints(Closing):
         )
         try:
             self._manager = _Manager(
-                self._folder, options=options, handler_registry=_handlers()
+                self._folder, options=options, handler_registry=_handlers(self._about)
             )
             _empty_removed(self._folder)
         except Exception as e:  # each storage has its own errors
@@ -150,8 +150,8 @@ class Checkpoints(Closing):
         may be others than at saving.
 
         Raises:
-          RunError: There is no such checkpoint, it is damaged, or its arrays have
-            other names, shapes or dtypes.
+          ConfigError: There is no such checkpoint.
+          RunError: It is damaged, or its arrays have other names, shapes or dtypes.
         """
         self.wait()
         step = files.find_step(self._folder, step)
@@ -212,8 +212,8 @@ def restore_encoder(
       weights: "student", or "teacher" for its moving average.
 
     Raises:
-      ConfigError: `weights` is neither.
-      RunError: There is no such checkpoint, or it is damaged.
+      ConfigError: `weights` is neither, or there is no such checkpoint.
+      RunError: It is damaged.
     """
     if weights not in _ENCODERS:
         raise ConfigError(
@@ -243,7 +243,8 @@ def restore_head(
 
     Raises:
       ConfigError: The run was not fine-tuned.
-      RunError: There is no such checkpoint, or it is damaged.
+      ConfigError: There is no such checkpoint.
+      RunError: It is damaged.
     """
     folder = _folder_of(workdir, step)
     structure = files.read_structure(folder)
@@ -262,7 +263,8 @@ def describe(
     That is the settings, the git revision (None where there was none) and versions.
 
     Raises:
-      RunError: There is no such checkpoint, or it is damaged.
+      ConfigError: There is no such checkpoint.
+      RunError: It is damaged.
     """
     folder = _folder_of(workdir, step)
     return int(folder.name), files.read_about(folder)

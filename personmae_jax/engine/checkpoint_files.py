@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from concurrent import futures
 from typing import Any
 
@@ -17,11 +18,12 @@ from jaxtyping import PyTree
 
 from personmae_jax.engine.storage import open_to_read, read_whole
 from personmae_jax.engine.trees import named_leaves
-from personmae_jax.errors import RunError, first_line
+from personmae_jax.errors import ConfigError, RunError, first_line
 
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that
 _ABOUT = "_CHECKPOINT_METADATA"  # inside STEP/
+_WRITTEN = 300.0  # seconds until orbax has written what a checkpoint is of
 _MAX_JSON = 1 << 26  # bytes of a description; ours have 1 MB at most
 # Weights hardly compress, but a teacher without training and Adam's first moments do.
 _MAX_RATIO, _SMALL = 100, 1 << 30  # bytes in memory for one on storage; never refused
@@ -38,8 +40,20 @@ class HashedState(ocp.StandardCheckpointHandler):
     found as well, and no process needs an array that others hold.
     """
 
+    def __init__(self, about: dict[str, Any]):
+        """`about` is the `custom_metadata` that is saved beside the state."""
+        super().__init__()
+        self._about = about
+
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
+        # A thread of orbax writes it, which nothing waits for: hashed, or moved with
+        # its folder, before that the checkpoint would be taken for a damaged one.
+        deadline = time.monotonic() + _WRITTEN
+        while not _says(directory.parent, self._about):
+            if time.monotonic() > deadline:
+                raise RunError(f"{directory.parent / _ABOUT} was not written in time")
+            time.sleep(0.02)
         text = json.dumps(_digests(directory, [*_files(directory), _ABOUT]), indent=0)
         (directory / _DIGESTS).write_text(text)
 
@@ -63,6 +77,8 @@ def verify(folder: epath.Path) -> None:
         if not wanted or any(".." in name or name[0] == "/" for name in wanted):
             raise LookupError(f"{_DIGESTS} does not name the files beside it")
         found = _digests(state, list(wanted))  # a lost one raises
+        if wanted.get(_ABOUT) == _bound(folder, {}):  # hashed too early, until November
+            del wanted[_ABOUT]
         if wrong := [name for name in wanted if found[name] != wanted[name]]:
             raise LookupError(f"{wrong[0]} is not what was written for this step")
     except Exception as e:  # each storage has its own errors
@@ -77,13 +93,26 @@ def _files(directory: epath.Path, prefix: str = "") -> list[str]:
     return names
 
 
+def _says(folder: epath.Path, about: dict[str, Any]) -> bool:
+    """Whether STEP/ has been told what its state is of."""
+    try:
+        return _read_json(folder / _ABOUT)["custom_metadata"] == about
+    except (OSError, ValueError, LookupError, TypeError):  # in the middle of writing
+        return False
+
+
+def _bound(folder: epath.Path, about: Any) -> str:
+    """A digest that binds the state in STEP/ to its step and settings."""
+    step = folder.name.partition(".")[0]  # of STEP.tmp, too
+    text = json.dumps([step, about], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
     def digest(name: str) -> str:
-        if name == _ABOUT:  # binds the state to its step and settings
-            step = directory.parent.name.partition(".")[0]  # of STEP.tmp, too
+        if name == _ABOUT:
             about = _read_json(directory.parent / _ABOUT)["custom_metadata"]
-            text = json.dumps([step, about], sort_keys=True)
-            return hashlib.sha256(text.encode()).hexdigest()
+            return _bound(directory.parent, about)
         with open_to_read(directory / name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -137,12 +166,12 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
 
 
 def find_step(folder: epath.Path, step: int | None) -> int:
-    """Returns `step`, the latest for None; raises RunError if it is not there."""
+    """Returns `step`, the latest for None; raises ConfigError if it is not there."""
     steps = whole_steps(folder)
     if not steps or step not in (None, *steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         there = f"; there are steps {', '.join(map(str, steps))}" if steps else ""
-        raise RunError(f"{folder} has no whole {wanted}{there}")
+        raise ConfigError(f"{folder} has no whole {wanted}{there}")
     return steps[-1] if step is None else step
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -186,7 +188,7 @@ def test_other_dtypes_are_refused(saved):
 
 def test_a_missing_step_is_refused_naming_those_there(saved):
     with open_checkpoints(saved) as checkpoints:
-        with pytest.raises(RunError, match="step 15; there are steps 0, 10, 20"):
+        with pytest.raises(ConfigError, match="step 15; there are steps 0, 10, 20"):
             checkpoints.restore(abstract(make_state(0)), 15)
 
 
@@ -382,6 +384,32 @@ def test_encoder_of_unknown_weights_is_refused_naming_the_choices(saved):
         restore_encoder(saved, weights="techer")
 
 
+def test_what_a_checkpoint_is_of_is_awaited_before_it_is_hashed(tmp_path, monkeypatch):
+    """Orbax writes it in a thread that nothing waits for."""
+    store = orbax.checkpoint._src.metadata.checkpoint._MetadataStoreImpl
+    update = store.update
+
+    def late(*given, **values):
+        time.sleep(1.0)
+        update(*given, **values)
+
+    monkeypatch.setattr(store, "update", late)
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+    assert describe(tmp_path)[1]["config"]["train"] == {"seed": 3}
+    restore_encoder(tmp_path)
+
+
+def test_one_that_was_hashed_too_early_by_an_earlier_version_loads(saved):
+    """Its digest is that of no settings, although they were written then."""
+    digests = saved / "checkpoints" / "20" / "state" / "digests.json"
+    wanted = json.loads(digests.read_text())
+    text = json.dumps(["20", {}]).encode()
+    wanted["_CHECKPOINT_METADATA"] = hashlib.sha256(text).hexdigest()
+    digests.write_text(json.dumps(wanted))
+    restore_encoder(saved)
+
+
 def test_restoring_warns_of_nothing(saved, caplog):
     with open_checkpoints(saved) as checkpoints:
         checkpoints.restore(abstract(make_state(0)))
@@ -390,7 +418,7 @@ def test_restoring_warns_of_nothing(saved, caplog):
 
 
 def test_encoder_of_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(RunError, match="no whole checkpoint"):
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
         restore_encoder(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
