@@ -2,7 +2,9 @@
 
 Command: python launch/adapt.py --config=configs/usl_quickstart.py
   --config.init.workdir=runs/quickstart --workdir=runs/usl_quickstart
-Data: synthetic people whom the quickstart has not seen, six cameras, 128 x 64 pixels.
+Data: synthetic people whom the quickstart has not seen, six cameras, 128 x 64 pixels. A
+  run of finetune_quickstart was trained on them; for UDA from it take others:
+  --config.data.synthetic.first_identity=2000.
 """
 
 from personmae_jax.config import EncoderConfig

@@ -8,6 +8,7 @@ For JAX users who want the encoder and not the training:
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,18 @@ def load_encoder(
     # Not above: `import personmae_jax.config` has to work before jax is imported.
     import jax.numpy as jnp
 
+    from personmae_jax.config_finetune import FinetuneConfig
     from personmae_jax.engine.checkpoint import restore_encoder
     from personmae_jax.engine.workdir import read_settings
     from personmae_jax.reid.features import encode_tokens
 
     cfg = read_settings(workdir)
+    if isinstance(cfg, FinetuneConfig) and cfg.head.use_cameras:
+        warnings.warn(
+            f"the run in {workdir} was fine-tuned with camera embeddings, which its "
+            "encoder lacks: other tokens than its own come out",
+            stacklevel=2,
+        )
     params = restore_encoder(workdir, step, weights)
 
     def apply(params: dict[str, Any], images: "Array") -> "Array":

@@ -3,7 +3,13 @@
 import math
 from collections.abc import Iterator
 
-from personmae_jax.config import Config, MeshConfig, ModelConfig, predictor_size
+from personmae_jax.config import (
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    predictor_size,
+)
 from personmae_jax.config_values import range_problems
 from personmae_jax.errors import ConfigError
 
@@ -196,6 +202,15 @@ def _model_problems(cfg: Config) -> Iterator[str]:
             f"config.masks.ratio={cfg.masks.ratio} hides {cfg.num_hidden} of "
             f"{cfg.num_patches} patches; at least one must be hidden and one visible"
         )
+    if cfg.data.source == "synthetic" and cfg.data.path:
+        yield (
+            f"config.data.path={cfg.data.path} is not read with data.source=synthetic; "
+            "add --config.data.source=folder, or tfds for a prepared set"
+        )
+    if cfg.eval.path and not cfg.eval.every_steps:
+        yield "config.eval.path is scored every config.eval.every_steps, which is 0"
+    if cfg.optim.lr is not None and cfg.optim.base_lr != OptimConfig().base_lr:
+        yield "config.optim.base_lr has no effect where config.optim.lr is set"
     if cfg.data.source in ("tfds", "folder") and not cfg.data.path:
         yield (
             f"no data: give --config.data.path=DIR (made by `{PREPARE_DATA}`), or a "

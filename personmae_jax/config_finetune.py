@@ -6,8 +6,10 @@ Sources: TransReID = arXiv 2102.04378, configs/Market/vit_base.yml and vit_sie.y
 TransReID-SSL = 2111.12084, transreid_pytorch/configs/market; HAP = 2310.20695,
 downstream_tasks/person_reid/config_reid.py; BoT = Bag of Tricks, 1903.07071. "ours"
 marks a choice of this project. The optimizer is HAP's as a whole, because it was made
-for a ViT that masked images of people have pretrained; TransReID's, made for ImageNet
-weights, is `optimizer="sgd"` with base_lr 8e-3, weight_decay 1e-4, layer_decay 1.
+for a ViT that masked images of people have pretrained (HAP weighs both losses by 0.5
+and has no BNNeck); TransReID's, made for ImageNet weights, is `optimizer="sgd"` with
+base_lr 8e-3, weight_decay 1e-4, layer_decay 1, and biases at twice that rate, which is
+not here.
 """
 
 from dataclasses import dataclass, field
@@ -218,6 +220,11 @@ def check_people(
     `groups` is what `cfg.sampling` counts images of, e.g. "identities"; the others as
     of `config_check.check`.
     """
+    if cfg.data.layout == "synthetic" and cfg.data.path:
+        problems.append(
+            f"config.data.path={cfg.data.path} is not read with data.layout=synthetic; "
+            "add --config.data.layout=market1501 (or msmt17, id_folders, ...)"
+        )
     if cfg.augment.erase_min_area > cfg.augment.erase_max_area:
         problems.append("config.augment.erase_min_area exceeds erase_max_area")
     if cfg.eval.path is None and cfg.eval.layout != FinetuneEvalConfig().layout:

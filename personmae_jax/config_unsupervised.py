@@ -6,8 +6,8 @@ jax.
 Unsupervised learning (USL) starts from a pretrained encoder, unsupervised domain
 adaptation (UDA) from one that was fine-tuned on another data set; the training is the
 same. Sources: TransReID-SSL = damo-cv/TransReID-SSL, cluster-contrast-reid (usl.py and
-its scripts), of which PASS and CION use the same; CAP = arXiv 2012.10674; "ours" marks
-a choice of this project.
+its scripts), of which PASS and CION use the same, but that it erases by the mean where
+this erases by noise; CAP = arXiv 2012.10674; "ours" marks a choice of this project.
 """
 
 from dataclasses import dataclass, field
@@ -173,6 +173,10 @@ def check_unsupervised(
         problems.append(
             "no data: give --config.data.path=DIR with --config.data.layout=market1501 "
             "(or msmt17, images, ...), or try --config=configs/usl_quickstart.py"
+        )
+    if cfg.eval.path and not cfg.eval.every_rounds:
+        problems.append(
+            "config.eval.path is scored every config.eval.every_rounds, which is 0"
         )
     if cfg.data.camera_folders and cfg.data.layout != "images":
         problems.append(

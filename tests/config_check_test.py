@@ -21,9 +21,9 @@ def synthetic() -> Config:
     return cfg
 
 
-def synthetic_at(path: str) -> Config:
+def folder_at(path: str) -> Config:
     cfg = synthetic()
-    cfg.data.path = path
+    cfg.data.source, cfg.data.path = "folder", path
     return cfg
 
 
@@ -133,8 +133,22 @@ def test_every_value_is_of_the_type_of_its_field(path, value, wanted):
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800"])
 def test_a_path_that_no_file_can_have_is_refused(path):
-    assert "holds what no name of a file can hold" in problems(data__path=path)
-    check(synthetic_at("\udcff"))  # how Python reads a name that is not UTF-8
+    assert "holds what no name of a file can hold" in problems(
+        data__path=path, data__source="folder"
+    )
+    check(folder_at("\udcff"))  # how Python reads a name that is not UTF-8
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data__path": "x"}, "config.data.path=x is not read with data.source"),
+        ({"eval__path": "x"}, "config.eval.path is scored every config.eval.every_st"),
+        ({"optim__lr": 0.1, "optim__base_lr": 0.2}, "base_lr has no effect"),
+    ],
+)
+def test_a_setting_that_another_one_makes_useless_is_refused(fields, words):
+    assert words in problems(**{"eval__every_steps": 0} | fields)
 
 
 class Evil(float):

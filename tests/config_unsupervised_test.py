@@ -38,6 +38,8 @@ def test_the_defaults_pass_once_there_is_data():
         ({"cluster.eps": 0.0}, "must be in 0.05 .. 0.8"),
         ({"cluster.k1": 4, "cluster.k2": 5}, "k2 exceeds k1"),
         ({"cluster.min_samples": 32}, "min_samples exceeds k1"),
+        ({"eval.path": "x", "eval.every_rounds": 0}, "config.eval.path is scored"),
+        ({"data.layout": "synthetic", "data.path": "x"}, "is not read with"),
         ({"head.feature": "patches"}, "is not one of cls, mean, stripes"),
         ({"data.layout": "image"}, "did you mean --config.data.layout=images"),
         ({"data.camera_folders": True}, "goes with data.layout=images"),

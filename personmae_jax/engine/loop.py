@@ -27,7 +27,7 @@ from personmae_jax.engine.workdir import (
     check_processes_agree,
     check_processes_share,
 )
-from personmae_jax.errors import Closing
+from personmae_jax.errors import Closing, RunError
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: start again
 
@@ -213,7 +213,12 @@ def train(
                 rows.write_picture(step, training.draw(step, state))
             is_saved = is_last or step % cfg.checkpoint.every_steps == 0
             if scorer is not None and scorer.is_due(step):
-                rows.add_scores(step, functools.partial(scorer, step, state))
+                try:
+                    rows.add_scores(step, functools.partial(scorer, step, state))
+                except RunError:  # such as an image that cannot be used
+                    if jax.process_count() == 1:  # others would be waited for, in vain
+                        save(step, state)
+                    raise
                 if scorer.best_step is not None:
                     checkpoints.pin(scorer.best_step)
                     is_saved = True  # it may be the best

@@ -94,6 +94,8 @@ class Rows(Closing):
         if not self._pending:
             return
         self._wait()
+        optim = self._program.cfg.optim
+        rate = "base_lr" if getattr(optim, "lr", None) is None else "lr"
         fetched = jax.device_get([p.metrics for p in self._pending])
         for p, metrics in zip(self._pending, fetched, strict=True):
             p.metrics = metrics
@@ -103,7 +105,7 @@ class Rows(Closing):
                         f"step {p.step}: {name} is {float(value)}; the last checkpoint "
                         "is from before it, but the same settings lead here again: "
                         "start in another --workdir with a smaller "
-                        "--config.optim.base_lr, with --config.optim.clip_norm=1 or "
+                        f"--config.optim.{rate}, with --config.optim.clip_norm=1 or "
                         "--config.train.matmul_dtype=float32"
                     )
 

@@ -50,6 +50,8 @@ _PER_PROCESS = (
     "config.eval.path",
 )
 
+_LATER = {"labels_sha256", "scored_sha256"}  # facts
+
 _VISIBLE = 120.0  # seconds until other hosts see a new file; NFS keeps listings for 60
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
 
@@ -121,7 +123,9 @@ class Workdir:
             self._compare_config(_read(config, config_from_json))
         if run.exists():
             there = _read(run, parse_object)
-            if there != self._run:
+            # A version before this one wrote none of `_LATER`.
+            later = {k: self._run[k] for k in _LATER & self._run.keys() - there.keys()}
+            if there | later != self._run:
                 raise ConfigError(
                     f"the data has {_describe(self._run)}, but the run in "
                     f"--workdir={self.path} began with {_describe(there)}; give the "
@@ -154,9 +158,19 @@ def read_settings(path: os.PathLike[str] | str) -> Settings:
     """
     folder = open_path(path)
     file = folder / "config.json"
-    if not file.exists():
+    try:
+        is_there = file.exists()
+    except Exception as e:  # each storage has its own errors
+        raise ConfigError(f"{folder} cannot be read ({first_line(e)})") from e
+    if not is_there:
         raise ConfigError(f"{folder} holds no run: it has no config.json")
     return _read(file, config_from_json)
+
+
+def read_num_steps(path: os.PathLike[str] | str) -> int | None:
+    """Steps to the end of the run in the workdir `path`; None where nothing tells."""
+    file = open_path(path) / "run.json"
+    return _read(file, parse_object).get("num_steps") if file.exists() else None
 
 
 def _read(file: epath.Path, parse: Callable[[str], Parsed]) -> Parsed:
@@ -174,15 +188,17 @@ def _describe(run: Mapping[str, Any]) -> str:
     """The facts by which a run is told, as a sentence has them.
 
     On `num_records` depend the order of the images and, where the settings give epochs,
-    all schedules, on `num_steps` too; labels are kept by the position of an image among
-    those that `images_sha256` is of; a checkpoint by the scores of `num_queries`.
+    all schedules, on `num_steps` too; pseudo labels are kept by the position of an
+    image among those that `images_sha256` is of, a classifier's rows by the identities
+    of `labels_sha256`; a checkpoint by the scores of `num_queries`.
     """
     people = run.get("num_identities")
     of_people = "" if people is None else f" of {people} identities"
-    images = run.get("images_sha256")
+    images = run.get("images_sha256", run.get("labels_sha256"))
     hashed = "" if images is None else f" (SHA-256 {str(images)[:12]})"
-    queries = run.get("num_queries")
+    queries, labels = run.get("num_queries"), run.get("scored_sha256", "")
     scored = "" if queries is None else f", scored by {queries} queries of other data"
+    scored += f" (SHA-256 {labels[:12]})" if labels else ""
     return (
         f"{run.get('num_records')} records{of_people}{hashed} for "
         f"{run.get('num_steps')} steps{scored}"

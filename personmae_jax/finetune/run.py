@@ -11,7 +11,7 @@ from personmae_jax.engine.training import Training
 from personmae_jax.finetune import sampling
 from personmae_jax.finetune.model import make_encode
 from personmae_jax.finetune.program import build
-from personmae_jax.reid.datasets import ReidDataset
+from personmae_jax.reid.datasets import ReidDataset, labels_sha256
 from personmae_jax.reid.features import Extractor
 from personmae_jax.reid.init import read_encoder
 from personmae_jax.reid.monitor import Monitor
@@ -39,7 +39,12 @@ def run(
     """
     check_finetuning(cfg, jax.device_count())
     start = loop.read_early(workdir, lambda: read_encoder(cfg))
-    facts = {} if scored is None else {"num_queries": len(scored.query)}
+    facts: dict[str, int | str] = {"labels_sha256": labels_sha256(dataset)}
+    if scored is not None:
+        facts |= {
+            "num_queries": len(scored.query),
+            "scored_sha256": labels_sha256(scored),
+        }
     scored = dataset if scored is None else scored
     num_images, people = len(dataset.train), sampling.num_identities(dataset)
     program = build(

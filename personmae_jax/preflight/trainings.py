@@ -43,8 +43,10 @@ def build(cfg: Settings, devices: list[Any], num_records: int) -> Program[Any]:
     Raises:
       ConfigError: The settings do not fit together, or not the devices.
     """
-    # Named, or the check would ask for it.
-    data = dataclasses.replace(cfg.data, path=cfg.data.path or "DIR")
+    # Named, or the check would ask for it; synthetic images are of no folder.
+    where = cfg.data.source if isinstance(cfg, Config) else cfg.data.layout
+    path = cfg.data.path or ("DIR" if where != "synthetic" else None)
+    data = dataclasses.replace(cfg.data, path=path)
     named = dataclasses.replace(cfg, data=data)
     if isinstance(named, Config):
         check(named, len(devices))

@@ -81,7 +81,8 @@ def sentences(meta: dict[str, Any], cfg: ModelConfig) -> Iterator[str]:
         guesses.append(f"LayerNorm's eps {_EPS}")
     elif eps != _EPS:
         yield f"Its LayerNorm has an eps of {str(eps)[:20]}, here it is {_EPS}."
-    if activation := meta.get("activation"):
+    activation = meta.get("activation")
+    if activation not in (None, _GELU, "gelu (erf)"):  # the latter is in our exports
         yield (
             f"WARNING: its activation is {str(activation)[:20]}, here it is {_GELU}: "
             "other features than its own come out."

@@ -5,6 +5,7 @@ an image, which camera saw it, and which part of the protocol it plays.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 
@@ -94,6 +95,18 @@ def open_dataset(
     return dataset
 
 
+def labels_sha256(dataset: ReidDataset) -> str:
+    """A digest of who and which camera every image has, by its name, and its parts."""
+    parts = {"query": dataset.query, "gallery": dataset.gallery, "train": dataset.train}
+    lines = [
+        f"{part} {dataset.identities[i]} {dataset.cameras[i]} {dataset.records.name(i)}"
+        for part, indices in parts.items()
+        for i in indices.tolist()
+    ]
+    text = "\n".join(sorted(lines))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
 def open_people(data: FinetuneDataConfig, *, is_scored: bool) -> ReidDataset:
     """Opens the people of `config.data`; raises as `open_dataset`."""
     if data.layout == "synthetic":
@@ -109,7 +122,12 @@ def open_scored(layout: str, path: str | None) -> ReidDataset | None:
     Raises:
       ConfigError: As of `open_dataset`.
     """
-    return None if path is None else open_dataset(layout, path)
+    if path is None:
+        return None
+    try:
+        return open_dataset(layout, path)
+    except ConfigError as e:
+        raise ConfigError(f"config.eval.path: {e}") from e
 
 
 def synthetic_dataset(
@@ -241,7 +259,8 @@ def check_retrieval(dataset: ReidDataset) -> None:
             f"{where}: every image is of camera {pairs[0, 1]}; retrieval is scored "
             "across cameras, so there must be 2 or more. If none are known, give the "
             "queries another camera than the gallery, or make a folder for each "
-            "identity (id_folders), where the first image is queried among the others"
+            "identity (id_folders), where the first of two or more images is queried "
+            "among the others"
         )
     if not len(gallery):
         raise ConfigError(f"{where} has no gallery image")

@@ -195,6 +195,11 @@ def open_folder(request: Request) -> pathlib.Path | None:
             f"--out={request.out} is not local; write it here, then copy it"
         )
     folder = pathlib.Path(request.out).expanduser().absolute()
+    if (folder / "config.json").exists():
+        raise ConfigError(
+            f"--out={request.out} is the folder of a run, whose own retrieval.json "
+            "would be replaced; name another one"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

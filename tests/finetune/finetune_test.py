@@ -234,7 +234,7 @@ def test_a_run_goes_on_with_its_own_network_and_its_own_people_only(
     # As many images, of half the people.
     people = synthetic_dataset(SyntheticConfig(identities=4, cameras=2, shots=4))
     people = dataclasses.replace(people, train=np.arange(32))
-    words = "32 records of 4 identities for 8 steps, but .* 32 records of 8 identities"
+    words = "32 records of 4 identities .* 8 steps, but .* 32 records of 8 identities"
     with pytest.raises(ConfigError, match=words):
         finetune.run(tiny_finetuning(), str(tmp_path), people)
 

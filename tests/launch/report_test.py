@@ -147,6 +147,7 @@ def test_unsupervised_settings_of_any_config_train_on_the_data_that_is_given(
         check=True,
     )
     given = {"--config.data.layout=market1501", "--config.data.path=people"}
+    given |= {"--config.eval.path=None"}  # it is scored there, too
     assert given <= set(json.loads(told.stdout)["usl_market1501"])
 
 
@@ -199,7 +200,7 @@ def test_tasks_are_run_one_by_one_interrupted_and_tabled(tmp_path, people, cache
             f"| {title} | ours | {numbers} | {tmp_path}/run_report/{task}, step"
             in lines
         )
-    assert "|  | PASS ViT-S | 88.7 | 95.0 | its README |" in lines
+    assert "|  | PASS ViT-S | 88.7 | 95.0 | its README, best test score |" in lines
     with Image.open(tmp_path / "run_report/report.png") as picture:
         assert picture.size == (900, 432)
 

@@ -300,7 +300,7 @@ def test_a_missing_run_or_step_is_said(workdir, tmp_path):
     file = tmp_path / "a.safetensors"
     with pytest.raises(ConfigError, match="holds no run"):
         export(tmp_path, file, layout="safetensors")
-    with pytest.raises(RunError, match="no whole checkpoint of step 3; there are"):
+    with pytest.raises(ConfigError, match="no whole checkpoint of step 3; there are"):
         export(workdir, file, layout="safetensors", step=3)
 
 

@@ -113,7 +113,9 @@ def test_reranked_distances_are_scored_if_asked(run, people):
     assert scores != evaluation.evaluate(request_of(people, workdir=run))
 
 
-def test_a_file_for_pytorch_is_scored_as_the_run_that_it_is_of(run, people, tmp_path):
+def test_a_file_for_pytorch_is_scored_as_the_run_that_it_is_of(
+    run, people, tmp_path, capsys
+):
     file, cfg = tmp_path / "vit.safetensors", small_config()
     tensors = encoder_tensors(cfg, trained_like(cfg.encoder, 2), (5, 5))
     meta = describe_export(
@@ -132,6 +134,9 @@ def test_a_file_for_pytorch_is_scored_as_the_run_that_it_is_of(run, people, tmp_
     stored = [np.load(out / "features.npz")["gallery"] for out in outs]
     assert stored[0].shape == (10, 64)
     np.testing.assert_allclose(stored[0], stored[1], atol=1e-5)
+    said = capsys.readouterr().out
+    assert "WARNING" not in said
+    assert "GUESS" not in said
 
 
 def test_drawn_people_are_those_that_the_run_has_not_seen(
@@ -275,6 +280,12 @@ def test_a_file_that_cannot_be_written_after_the_work_is_told(run, people, tmp_p
     (tmp_path / "retrieval.json").mkdir()
     with pytest.raises(RunError, match="retrieval.json could not be written"):
         evaluation.evaluate(request_of(people, workdir=run, out=str(tmp_path)))
+
+
+def test_the_scores_of_a_run_are_not_replaced(run, people):
+    assert "is the folder of a run" in refusal(
+        dataclasses.replace(request_of(people, workdir=run), out=str(run))
+    )
 
 
 def test_features_of_which_nothing_is_left_are_told(run, tmp_path):

@@ -17,7 +17,7 @@ def test_a_run_brings_its_architecture_statistics_and_weights(tmp_path):
     assert cfg.encoder == source.encoder
     assert (cfg.data.mean, cfg.data.std) == (source.data.mean, source.data.std)
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    assert notes == (f"Encoder from {tmp_path / 'source'}, student.",)
+    assert notes == (f"Encoder from {tmp_path / 'source'}, student at step 3.",)
 
 
 def test_camera_embeddings_that_stay_behind_are_told(tmp_path):
