@@ -4,8 +4,6 @@ import dataclasses
 import json
 
 import exported
-import jax
-import numpy as np
 import pytest
 from finetuning import start, tiny_finetuning, tiny_people
 
@@ -127,5 +125,4 @@ def test_the_encoder_of_a_run_of_cameras_is_said_to_lack_them(tmp_path):
     source.head.use_cameras = True
     start(tiny_finetuning(), source, tmp_path)
     with pytest.warns(UserWarning, match="camera embeddings, which its encoder lacks"):
-        params, _ = personmae_jax.load_encoder(str(tmp_path / "source"))
-    assert jax.tree.all(jax.tree.map(np.any, params["final_norm"]["scale"]))
+        personmae_jax.load_encoder(str(tmp_path / "source"))
