@@ -3,8 +3,8 @@
 Kills pretraining, fine-tuning, training without labels, runs of two processes and the
 preparation of data at random moments, starts each again with the same command until it
 is done, and compares: every row and the hash of the parameters of a run, the cluster of
-every image, every byte of a data set. What lies in the folder afterwards that an
-undisturbed run does not leave is debris.
+every image, pseudo labels and memory of the last checkpoint, every byte of a data set.
+What lies in the folder afterwards that an undisturbed run does not leave is debris.
 
 Run: python benchmarks/kills.py --out=runs/kills --kind=pretrain --kills=100
      python benchmarks/kills.py --out=runs/kills --kind=prepare --kills=40
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))
 _KILLS_A_RUN = 4
 _PATIENCE = 15.0  # seconds in which a process whose peer was killed may end by itself
 _CLOCK = (
@@ -238,7 +239,26 @@ def _content(kind: str, folder: Path) -> object:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rows = [{k: v for k, v in row.items() if k not in _CLOCK} for row in rows]
-    return rows, (folder / "clusters.csv").read_text() if kind == "adapt" else None
+    if kind != "adapt":
+        return rows
+    return rows, (folder / "clusters.csv").read_text(), _last_labels(folder)
+
+
+def _last_labels(folder: Path) -> list[str]:
+    """Digests of the labels and the memory in the last checkpoint."""
+    from etils import epath
+
+    from personmae_jax.engine import checkpoint_files as files
+    from personmae_jax.engine.trees import named_leaves
+
+    last = epath.Path(folder) / "checkpoints"
+    last /= str(files.find_step(last, None))
+    wanted = {n: files.read_structure(last)[n] for n in ("labels", "memory")}
+    found = named_leaves(files.restore_part(last, wanted))
+    return [
+        f"{name} {hashlib.sha256(found[name].tobytes()).hexdigest()}"
+        for name in sorted(found)
+    ]
 
 
 def _names(kind: str, folder: Path) -> set[str]:
@@ -251,7 +271,6 @@ def _names(kind: str, folder: Path) -> set[str]:
 
 
 def _draw_images(folder: Path) -> None:
-    sys.path.insert(0, str(_ROOT))
     from personmae_jax.synthetic import pedestrian
 
     folder.mkdir()
