@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
-from unlabelled import tiny_target, tiny_unsupervised
+from unlabelled import num_split, tiny_target, tiny_unsupervised
 
 from personmae_jax import sharding
 from personmae_jax.config import MeshConfig
@@ -71,10 +71,6 @@ def after(program, steps: int = 2, *, garbage: bool = False):
 def split_all(monkeypatch):
     """Parameters are split along fsdp, small as they are."""
     monkeypatch.setattr(sharding, "_MIN_SPLIT", 1)
-
-
-def num_split(part) -> int:
-    return sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part))
 
 
 @pytest.mark.parametrize("proxies", [False, True])

@@ -9,8 +9,7 @@ import exported
 import jax
 import numpy as np
 import pytest
-from etils import epath
-from unlabelled import market, run, tiny_unsupervised
+from unlabelled import last_state, market, run, tiny_unsupervised
 
 from personmae_jax import sharding
 from personmae_jax.config_json import config_to_json
@@ -57,13 +56,6 @@ def settings() -> UnsupervisedConfig:
     return cfg
 
 
-def state_of(cfg: UnsupervisedConfig, workdir, step: int):
-    target, _ = open_target(cfg)
-    program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
-        return jax.device_get(checkpoints.restore(program.abstract_state, step))
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of three rounds, its traces, the steps of its batches."""
@@ -95,7 +87,7 @@ def test_a_run_resumed_in_or_between_rounds_is_the_uninterrupted_one_to_the_bit(
     no_preemption.clear()
     assert train(settings(), tmp_path / "run") == loop.FINISHED
     assert rows(tmp_path / "run") == rows(whole[0])
-    states = (state_of(settings(), w, 12) for w in (tmp_path / "run", whole[0]))
+    states = (last_state(w) for w in (tmp_path / "run", whole[0]))
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -130,7 +122,7 @@ def test_clusters_csv_names_every_image_once_and_pages_show_some(whole):
         lines = list(csv.DictReader(file))
     assert {x["image"] for x in lines} == {target.records.name(i) for i in range(72)}
     assert len(lines) == 72
-    labels = state_of(settings(), whole[0], 12).labels
+    labels = last_state(whole[0]).labels
     assert [int(x["cluster"]) for x in lines] == labels.tolist()
     pages = {path.name for path in (whole[0] / "pictures").iterdir()}
     assert {"clusters-0000.png", "clusters-0002.png"} <= pages
@@ -241,7 +233,7 @@ def test_other_images_are_refused_by_a_run_that_knows_its_own(tmp_path, no_preem
 
 def test_the_encoder_of_a_run_can_be_taken_up_by_others(whole):
     params = restore_encoder(whole[0])
-    state = state_of(settings(), whole[0], 12)
+    state = last_state(whole[0])
     jax.tree.map(np.testing.assert_array_equal, params, state.params["encoder"])
 
 
@@ -266,7 +258,7 @@ def test_the_feature_after_the_batch_norm_is_that_of_jax_in_pytorch(
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     outside = {n for n in state if "bottleneck" in n or "classifier" in n}
     assert outside == {f"{prefix}bottleneck.{name}" for name in names}
-    final = state_of(settings(), whole[0], 12)
+    final = last_state(whole[0])
     for name, ours in (
         ("weight", final.params["bottleneck"]["scale"]),
         ("bias", np.zeros(16, np.float32)),
