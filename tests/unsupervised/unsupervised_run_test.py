@@ -19,7 +19,7 @@ from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import open_scored
-from personmae_jax.unsupervised import data, memory
+from personmae_jax.unsupervised import clustering, data, memory
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
@@ -199,6 +199,26 @@ def test_a_collapse_stops_the_run_with_the_clusters_by_eps(tmp_path, eps, words)
         cfg.cluster.k1, cfg.cluster.min_samples = 8, 9
     with pytest.raises(RunError, match=words):
         train(cfg, tmp_path)
+
+
+def test_a_collapse_in_a_later_round_says_so_and_leaves_the_round_before_to_go_on(
+    tmp_path, whole, no_preemption, monkeypatch
+):
+    cluster, cfg, asked = clustering.cluster, settings(), []
+    cfg.checkpoint.every_steps = 4
+
+    def collapse_at_second(features, cfg):
+        asked.append(cfg)
+        if len(asked) == 2:
+            cfg = dataclasses.replace(cfg, eps=0.05, min_samples=9)
+        return cluster(features, cfg)
+
+    monkeypatch.setattr(clustering, "cluster", collapse_at_second)
+    with pytest.raises(RunError, match=r"^round 1: none of 72 .* by eps: 0.3 \d+, .*"):
+        train(cfg, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
+    assert train(cfg, tmp_path / "run") == loop.FINISHED
+    assert rows(tmp_path / "run") == rows(whole[0])
 
 
 def test_adaptation_begins_with_the_encoder_of_the_other_run_and_a_fresh_neck(
