@@ -1,13 +1,20 @@
 """Settings and images so small that a test may train on them without labels."""
 
+import jax
 import numpy as np
+from etils import epath
 
+from personmae_jax import sharding
 from personmae_jax.config import EncoderConfig, SyntheticConfig
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.engine import loop
+from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.engine.workdir import read_settings
 from personmae_jax.unsupervised.data import Unlabelled, open_target
+from personmae_jax.unsupervised.program import build
 from personmae_jax.unsupervised.run import make_training
+from personmae_jax.unsupervised.step import UnsupervisedState
 
 # Of the command: one block on 144 images in 6 cameras, 3 rounds of 4 steps.
 SMALL = (
@@ -44,6 +51,21 @@ def tiny_unsupervised() -> UnsupervisedConfig:
 def run(cfg: UnsupervisedConfig, workdir: str, *data, **options) -> int:
     """As the command trains; arguments of `make_training`."""
     return loop.run(make_training(cfg, workdir, *data, **options), workdir)
+
+
+def last_state(workdir) -> UnsupervisedState:
+    """That of the latest checkpoint, on as many devices as there are."""
+    cfg = read_settings(str(workdir))
+    target, _ = open_target(cfg)
+    program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
+    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
+        last = checkpoints.latest_step()
+        return checkpoints.restore(program.abstract_state, last)
+
+
+def num_split(part) -> int:
+    """How many arrays of a part of a state lie on several devices in pieces."""
+    return sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part))
 
 
 def tiny_target() -> Unlabelled:

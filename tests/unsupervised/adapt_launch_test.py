@@ -7,16 +7,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from hosts import assert_all_end, start_hosts, with_devices
 from launching import rows, wait_for_step
-from unlabelled import SMALL
-
-from personmae_jax import sharding
-from personmae_jax.engine.checkpoint import Checkpoints
-from personmae_jax.engine.workdir import read_settings
-from personmae_jax.unsupervised.data import open_target
-from personmae_jax.unsupervised.program import build
+from unlabelled import SMALL, last_state
 
 IN_ROUND = 200  # steps
 CLOCK = ("images_per_second", "data_seconds", "cluster_seconds")
@@ -35,15 +28,6 @@ def adapting(workdir, *settings: str, env: dict):
     rounds = ("--config.train.rounds=2", f"--config.train.steps_per_round={IN_ROUND}")
     command = [sys.executable, "launch/adapt.py", *words, *rounds, *settings]
     return start_hosts(command, 1, env)
-
-
-def last_state(workdir: pathlib.Path):
-    cfg = read_settings(str(workdir))
-    target, _ = open_target(cfg)
-    program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
-        last = checkpoints.latest_step()
-        return jax.device_get(checkpoints.restore(program.abstract_state, last))
 
 
 def results(workdir: pathlib.Path) -> list[dict]:
@@ -68,7 +52,8 @@ def test_a_run_stopped_by_a_signal_in_mid_round_goes_on_to_the_bit(tmp_path, env
         assert_all_end(started, 0)
     assert results(stopped) == results(whole)
     assert len(results(whole)[-1]["params_sha256"]) == 64
-    jax.tree.map(np.testing.assert_array_equal, last_state(stopped), last_state(whole))
+    states = map(last_state, (stopped, whole))
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get([*states]))
     clusters = (path / "clusters.csv" for path in (stopped, whole))
     assert next(clusters).read_text() == next(clusters).read_text()
 

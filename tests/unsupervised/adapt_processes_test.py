@@ -4,10 +4,12 @@ import pathlib
 import signal
 import sys
 
+import jax
+import numpy as np
 import pytest
 from hosts import GLOO, assert_all_end, start_hosts, with_devices
 from launching import rows, wait_for_step
-from unlabelled import SMALL
+from unlabelled import SMALL, last_state, num_split
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def rounds(workdir: pathlib.Path) -> list[tuple]:
 
 
 def assert_equal(workdir: pathlib.Path, alone: pathlib.Path) -> None:
-    """The same labels in every round, and the same losses but for float32 rounding."""
+    """The same labels in every round; losses and memory but for float32 rounding."""
     assert rounds(workdir) == rounds(alone)
     assert len(rounds(workdir)) == 3
     clusters = (path / "clusters.csv" for path in (workdir, alone))
@@ -53,6 +55,12 @@ def assert_equal(workdir: pathlib.Path, alone: pathlib.Path) -> None:
     # Half of every batch is read and labelled by the second process.
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-3)
     assert len(losses(workdir)) == 12
+    two, one = jax.device_get([last_state(workdir), last_state(alone)])
+    np.testing.assert_array_equal(two.labels, one.labels)
+    assert two.memory.num_rows == one.memory.num_rows > 1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), two.memory, one.memory
+    )
 
 
 @pytest.mark.slow
@@ -62,6 +70,7 @@ def test_two_processes_train_on_the_clusters_of_the_first_as_one_does(
 ):
     adapt(tmp_path, f"--config.mesh.fsdp={fsdp}", env=env, count=2)
     assert_equal(tmp_path, alone)
+    assert (num_split(last_state(tmp_path).params) > 0) == (fsdp > 1)
 
 
 @pytest.mark.slow

@@ -66,6 +66,19 @@ def test_without_cameras_no_image_comes_twice_unless_there_are_too_few():
             assert len({*row}) == min(count, 4)
 
 
+def test_with_one_camera_it_is_as_without_any():
+    for step in range(20):
+        one, none = (
+            ClusterSampler(
+                *(LABELS, np.zeros_like(CAMERAS)),
+                ClusterSamplingConfig(clusters=2, images=4, across_cameras=across),
+                (0, 0),
+            ).batch(step)
+            for across in (True, False)
+        )
+        np.testing.assert_array_equal(one, none)
+
+
 def test_every_image_of_a_cluster_comes_first_equally_often():
     one = sampler(clusters=5)
     first = collections.Counter(

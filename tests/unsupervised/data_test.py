@@ -2,15 +2,25 @@
 
 import ast
 import dataclasses
-import pathlib
+import functools
 
 import numpy as np
 import pytest
+from architecture_test import FILES, module_of, modules_of
 from unlabelled import market, tiny_unsupervised
 
 from personmae_jax.errors import ConfigError
-from personmae_jax.unsupervised import data
 from personmae_jax.unsupervised.data import open_target
+
+PATHS = {module_of(path): path for path in FILES}
+RUN, QUALITY = "unsupervised.run", "unsupervised.quality"
+BLIND = [
+    f"unsupervised.{name}"
+    for name in "clustering memory model program report rounds sampling step".split()
+]
+SERVING_SCORES = ("reid.datasets", "reid.features", "reid.retrieval")
+# Words for what holds identities, and what reads them.
+OF_PEOPLE = "ReidDataset identities open_people open_scored people_in People".split()
 
 
 def test_images_have_no_identity_and_their_order_is_that_of_their_bytes(tmp_path):
@@ -39,16 +49,42 @@ def test_another_image_or_camera_is_another_target(tmp_path):
     assert len({before, moved, open_target(cfg)[0].sha256}) == 3
 
 
-def test_clustering_and_sampling_import_nothing_that_knows_identities():
-    """The target's opener alone sees a ReidDataset, and drops its identities."""
-    folder = pathlib.Path(data.__file__).parent
-    for name in ("clustering", "memory", "sampling"):
-        tree = ast.parse((folder / f"{name}.py").read_text())
-        words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-        words |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-        imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-        words |= {alias.name for node in imported for alias in node.names}
-        assert not words & {"ReidDataset", "identities", "open_dataset"}, name
+@functools.cache
+def words_of(path) -> set[str]:
+    """All names and attributes in a file, and what it imports."""
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    words = {n.id for n in nodes if isinstance(n, ast.Name)}
+    words |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    words |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    return words | {alias.name for node in imports for alias in node.names}
+
+
+def reached_from(module: str) -> set[str]:
+    """Our own modules that it imports, and that these import, and so on."""
+    reached, left = set(), {module}
+    while left:
+        reached |= left
+        left = {n for name in left for n in modules_of(PATHS[name])} - reached
+    return reached
+
+
+def test_what_labels_and_trains_reaches_no_reader_of_identities():
+    scoring = {f"reid.{name}" for name in ("evaluation", "monitor", "scorer")}
+    for name in BLIND:
+        assert not words_of(PATHS[name]) & {*OF_PEOPLE, "known", "quality"}, name
+        reached = reached_from(name)
+        assert not reached & {RUN, QUALITY, *scoring}, name
+        # The opener drops them; the others serve the scores of who asks for these.
+        others = {"unsupervised.data", *SERVING_SCORES}
+        rooms = {n for n in reached if n.startswith(("reid.", "unsupervised."))}
+        assert {n for n in rooms if words_of(PATHS[n]) & {*OF_PEOPLE}} <= others, name
+
+
+def test_only_the_run_s_report_sees_labels_and_identities():
+    assert [n for n, p in PATHS.items() if QUALITY in modules_of(p)] == [RUN]
+    room = [n for n in PATHS if n.startswith("unsupervised.")]
+    assert {n for n in room if "identities" in words_of(PATHS[n])} == {RUN, QUALITY}
 
 
 def test_training_images_alone_suffice_and_then_nothing_is_scored(tmp_path):
@@ -112,11 +148,15 @@ def test_an_empty_folder_is_refused(tmp_path, layout, words):
         open_target(cfg)
 
 
-def test_fewer_images_than_a_round_takes_are_refused():
+@pytest.mark.parametrize(("k1", "clusters", "least"), [(72, 4, 73), (8, 37, 74)])
+def test_fewer_images_than_neighbours_or_two_a_cluster_are_refused(k1, clusters, least):
     cfg = tiny_unsupervised()
-    cfg.cluster.k1 = 72
-    with pytest.raises(ConfigError, match="has 72 images to train on; .* take 73"):
+    cfg.cluster.k1, cfg.sampling.clusters = k1, clusters
+    words = f"has 72 images to train on; {clusters} clusters .* k1={k1} take {least} or"
+    with pytest.raises(ConfigError, match=words):
         open_target(cfg)
+    cfg.cluster.k1, cfg.sampling.clusters = k1 - 1, clusters - 1
+    assert len(open_target(cfg)[0]) == 72
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import pathlib
 
-import exported
 import jax
+import numpy as np
 import pytest
+from etils import epath
+from finetuning import tiny_finetuning, tiny_people
 from launching import rows
 from unlabelled import market, run
 
@@ -15,8 +17,11 @@ from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.data.records import ListedRecords
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints
+from personmae_jax.finetune import run as finetune
+from personmae_jax.finetune.program import build
 from personmae_jax.reid import evaluation, init
 from personmae_jax.reid.evaluation_inputs import Request
+from personmae_jax.reid.scorer import Scorer
 from personmae_jax.unsupervised.data import open_target
 
 
@@ -91,22 +96,43 @@ def test_the_last_step_is_kept_whatever_the_queries_say(tmp_path, scored):
     assert found[0] == found[1]
 
 
-def test_the_first_score_is_that_of_evaluate_for_the_run_it_starts_from(tmp_path):
-    source, people = tmp_path / "source", tmp_path / "people"
-    config = exported.small_config()
-    params = exported.trained_like(config.encoder)
-    exported.make_run(source, config, {3: (params, params)})
-    cfg = settings(people)
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory) -> tuple[pathlib.Path, dict]:
+    """The workdir of a run on known people, and the parameters that it has saved."""
+    cfg, workdir = tiny_finetuning(), tmp_path_factory.mktemp("fine_tuned") / "run"
+    cfg.train.steps, cfg.train.seed = 2, 1  # adaptation's seed is 0
+    assert finetune.run(cfg, str(workdir), tiny_people()) == loop.FINISHED
+    counts = {"num_images": 32, "num_identities": 8, "num_cameras": 2}
+    program = build(cfg, sharding.make_mesh(), **counts)
+    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
+        return workdir, checkpoints.restore(program.abstract_state).params
+
+
+def test_adaptation_begins_with_the_encoder_and_the_score_of_the_fine_tuned_run(
+    tmp_path, fine_tuned, monkeypatch
+):
+    (source, params), score, begun = fine_tuned, Scorer.__call__, []
+
+    def keep_state(scorer, step, state):
+        begun.append(jax.device_get(state))
+        return score(scorer, step, state)
+
+    monkeypatch.setattr(Scorer, "__call__", keep_state)
+    cfg, workdir = settings(tmp_path / "people"), tmp_path / "run"
     cfg.init.workdir, cfg.train.rounds = str(source), 1
-    init.settle(cfg, str(tmp_path / "run"))
-    train(cfg, tmp_path / "run")
+    init.settle(cfg, str(workdir))
+    train(cfg, workdir)
+    state, first = begun[0], rows(workdir)[0]
+    assert state.step == first["step"] == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["encoder"], params["encoder"]
+    )
+    assert (state.params["bottleneck"]["scale"] == 1).all()
+    assert not state.statistics["mean"].any()
+    assert (state.statistics["var"] == 1).all()
     request = Request(
-        workdir=str(source), dataset="market1501", data=str(people), feature="cls"
+        workdir=str(source), dataset="market1501", data=cfg.data.path, feature="cls"
     )
-    found, first = (
-        dataclasses.asdict(evaluation.evaluate(request)),
-        rows(tmp_path / "run")[0],
-    )
-    assert first["step"] == 0
+    found = dataclasses.asdict(evaluation.evaluate(request))
     for name in ("mAP", "rank1", "rank5", "rank10", "mINP"):
         assert first[f"retrieval_{name}"] == pytest.approx(found[name], rel=1e-6)

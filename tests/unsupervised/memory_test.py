@@ -73,19 +73,29 @@ def test_proxies_are_told_apart_within_a_camera_and_pulled_together_across():
     )
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
 
-    def loss(features, vectors):
-        bank = memory._replace(vectors=vectors)
-        return proxy_loss(
-            *(similarities(features, bank, 0.05), jnp.asarray(labels), bank),
-            MemoryConfig(),
-        )
 
-    gradient, of_memory = jax.grad(loss, argnums=(0, 1))(
-        jnp.asarray(features), jnp.asarray(vectors)
-    )
-    assert np.isfinite(gradient).all()
-    assert np.asarray(gradient).any()
-    assert not np.asarray(of_memory).any()
+def test_padding_changes_no_bit_of_the_loss_of_proxies_nor_has_memory_a_gradient():
+    vectors, features, _ = _inputs()
+    labels = jnp.asarray([0, 1, 2, 3] * 3)
+
+    @jax.jit
+    def all_of(bank):
+        def loss(features, vectors):
+            similar = similarities(features, bank._replace(vectors=vectors), 0.05)
+            return proxy_loss(similar, labels, bank, MemoryConfig())
+
+        both = jax.value_and_grad(loss, argnums=(0, 1))
+        return both(jnp.asarray(features), bank.vectors)
+
+    found = []
+    for number, vectors[4:] in ((0, 0), (1, np.nan)):
+        bank = _memory(vectors, (0, 0, 1, 2, number, number), (0, 1, 0, 1, 0, number))
+        loss, (gradient, of_memory) = all_of(bank._replace(num_rows=jnp.int32(4)))
+        assert np.isfinite(gradient).all()
+        assert np.asarray(gradient).any()
+        assert not np.asarray(of_memory).any()
+        found.append((loss, gradient))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_centroid_is_the_mean_direction_of_its_images():

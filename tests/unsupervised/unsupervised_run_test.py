@@ -9,20 +9,17 @@ import exported
 import jax
 import numpy as np
 import pytest
-from etils import epath
-from unlabelled import market, run, tiny_unsupervised
+from PIL import Image
+from unlabelled import last_state, market, run, tiny_unsupervised
 
 from personmae_jax import sharding
-from personmae_jax.config_json import config_to_json
 from personmae_jax.config_unsupervised import UnsupervisedConfig
 from personmae_jax.engine import loop
 from personmae_jax.engine.checkpoint import Checkpoints, restore_encoder
 from personmae_jax.errors import ConfigError, RunError
-from personmae_jax.pytorch import verification
-from personmae_jax.pytorch.export import export
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import open_scored
-from personmae_jax.unsupervised import memory, quality
+from personmae_jax.unsupervised import clustering, data, memory
 from personmae_jax.unsupervised.clustering import OUTLIER
 from personmae_jax.unsupervised.data import open_target
 from personmae_jax.unsupervised.program import build
@@ -57,13 +54,6 @@ def settings() -> UnsupervisedConfig:
     return cfg
 
 
-def state_of(cfg: UnsupervisedConfig, workdir, step: int):
-    target, _ = open_target(cfg)
-    program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
-    with Checkpoints(epath.Path(workdir), keep=1, config={}) as checkpoints:
-        return jax.device_get(checkpoints.restore(program.abstract_state, step))
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of three rounds, its traces, the steps of its batches."""
@@ -95,7 +85,7 @@ def test_a_run_resumed_in_or_between_rounds_is_the_uninterrupted_one_to_the_bit(
     no_preemption.clear()
     assert train(settings(), tmp_path / "run") == loop.FINISHED
     assert rows(tmp_path / "run") == rows(whole[0])
-    states = (state_of(settings(), w, 12) for w in (tmp_path / "run", whole[0]))
+    states = (last_state(w) for w in (tmp_path / "run", whole[0]))
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -130,10 +120,12 @@ def test_clusters_csv_names_every_image_once_and_pages_show_some(whole):
         lines = list(csv.DictReader(file))
     assert {x["image"] for x in lines} == {target.records.name(i) for i in range(72)}
     assert len(lines) == 72
-    labels = state_of(settings(), whole[0], 12).labels
+    labels = last_state(whole[0]).labels
     assert [int(x["cluster"]) for x in lines] == labels.tolist()
-    pages = {path.name for path in (whole[0] / "pictures").iterdir()}
-    assert {"clusters-0000.png", "clusters-0002.png"} <= pages
+    for row in (r for r in rows(whole[0]) if r.get("round") in (0, 2)):
+        count = 3 * min(row["clusters"], 4) + bool(row["outliers"])
+        with Image.open(whole[0] / f"pictures/clusters-{row['round']:04}.png") as page:
+            assert page.size == (10 * 50, count * 114)
 
 
 def test_identities_are_never_read(tmp_path):
@@ -166,29 +158,31 @@ def test_identities_are_never_read(tmp_path):
 
 
 class Untouchable(np.ndarray):
-    """Identities that raise wherever they are looked at."""
+    """Identities that raise whatever is done with them."""
 
-    def __getitem__(self, key):
+    def _refuse(self, *given, **options):
         raise AssertionError("an identity was read")
 
-    def __array_finalize__(self, other):
-        pass
+    __getitem__ = __iter__ = __array_ufunc__ = __array_function__ = _refuse
+    tolist = astype = copy = take = _refuse
 
 
 def test_without_scores_no_identity_is_even_looked_at(tmp_path, monkeypatch):
+    open_people = data.open_people
+
+    def open_untouchable(*given, **options):
+        people = open_people(*given, **options)
+        hidden = people.identities.view(Untouchable)
+        return dataclasses.replace(people, identities=hidden)
+
+    monkeypatch.setattr(data, "open_people", open_untouchable)
     cfg = settings()
-    cfg.train.rounds = 1
-    target, people = open_target(cfg)
-    assert people is not None
-    hidden = people.identities.view(Untouchable)
-    monkeypatch.setattr(quality, "known", lambda *_: pytest.fail("asked"))
-    dataclasses.replace(people, identities=hidden)
-    assert run(cfg, str(tmp_path), target, None) == loop.FINISHED
-    assert not any(
-        name.startswith(("known_", "retrieval_"))
-        for row in rows(tmp_path)
-        for name in row
-    )
+    with pytest.raises(AssertionError, match="an identity was read"):
+        train(cfg, tmp_path / "scored")
+    cfg.train.rounds, cfg.eval.every_rounds = 1, 0
+    assert train(cfg, tmp_path / "run") == loop.FINISHED
+    names = {name for row in rows(tmp_path / "run") for name in row}
+    assert not [n for n in names if n.startswith(("known_", "retrieval_"))]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +201,26 @@ def test_a_collapse_stops_the_run_with_the_clusters_by_eps(tmp_path, eps, words)
         train(cfg, tmp_path)
 
 
+def test_a_collapse_in_a_later_round_says_so_and_leaves_the_round_before_to_go_on(
+    tmp_path, whole, no_preemption, monkeypatch
+):
+    cluster, cfg, asked = clustering.cluster, settings(), []
+    cfg.checkpoint.every_steps = 4
+
+    def collapse_at_second(features, cfg):
+        asked.append(cfg)
+        if len(asked) == 2:
+            cfg = dataclasses.replace(cfg, eps=0.05, min_samples=9)
+        return cluster(features, cfg)
+
+    monkeypatch.setattr(clustering, "cluster", collapse_at_second)
+    with pytest.raises(RunError, match=r"^round 1: none of 72 .* by eps: 0.3 \d+, .*"):
+        train(cfg, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
+    assert train(cfg, tmp_path / "run") == loop.FINISHED
+    assert rows(tmp_path / "run") == rows(whole[0])
+
+
 def test_adaptation_begins_with_the_encoder_of_the_other_run_and_a_fresh_neck(
     tmp_path, no_preemption
 ):
@@ -220,7 +234,7 @@ def test_adaptation_begins_with_the_encoder_of_the_other_run_and_a_fresh_neck(
     program = build(cfg, sharding.make_mesh(cfg.mesh), num_images=len(target))
     encoder, _ = init.read_encoder(cfg)
     state = jax.device_get(program.init_state(encoder))
-    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], encoder)
+    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], params)
     assert (state.params["bottleneck"]["scale"] == 1).all()
     assert not state.statistics["mean"].any()
     assert (state.statistics["var"] == 1).all()
@@ -241,69 +255,8 @@ def test_other_images_are_refused_by_a_run_that_knows_its_own(tmp_path, no_preem
 
 def test_the_encoder_of_a_run_can_be_taken_up_by_others(whole):
     params = restore_encoder(whole[0])
-    state = state_of(settings(), whole[0], 12)
+    state = last_state(whole[0])
     jax.tree.map(np.testing.assert_array_equal, params, state.params["encoder"])
-
-
-@pytest.mark.parametrize("layout", ["cluster-contrast", "transreid"])
-def test_the_feature_after_the_batch_norm_is_that_of_jax_in_pytorch(
-    whole, tmp_path, layout
-):
-    torch = pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
-    file = tmp_path / "file.pth"
-    told = export(whole[0], file, layout=layout)
-    assert "Verified" in told
-    assert "and the feature of unit length after the batch norm is within" in told
-    card = (tmp_path / "file.pth.md").read_text()
-    assert "trained without labels" in card
-    assert "the encoder's tensors and the batch norm's after it, float32" in card
-    content = torch.load(file, weights_only=True)
-    state, prefix = content, ""
-    if layout == "cluster-contrast":
-        assert content.keys() == {"state_dict", "meta"}
-        state, prefix = content["state_dict"], "module."
-        assert {name[: len(prefix)] for name in state} == {prefix}
-    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    outside = {n for n in state if "bottleneck" in n or "classifier" in n}
-    assert outside == {f"{prefix}bottleneck.{name}" for name in names}
-    final = state_of(settings(), whole[0], 12)
-    for name, ours in (
-        ("weight", final.params["bottleneck"]["scale"]),
-        ("bias", np.zeros(16, np.float32)),
-        ("running_mean", final.statistics["mean"]),
-        ("running_var", final.statistics["var"]),
-    ):
-        found = state[f"{prefix}bottleneck.{name}"].numpy()
-        np.testing.assert_array_equal(found, ours)
-
-
-def test_a_file_whose_batch_norm_says_something_else_is_not_written(
-    whole, tmp_path, monkeypatch
-):
-    pytest.importorskip("torch", reason="needs torch: requirements-torch.txt")
-    read_back = verification.read_back
-
-    def other(path):
-        tensors, neck = read_back(path)
-        return tensors, neck | {"running_mean": neck["running_mean"] + 0.1}
-
-    monkeypatch.setattr(verification, "read_back", other)
-    with pytest.raises(RunError, match="other tokens than the checkpoint in JAX"):
-        export(whole[0], tmp_path / "file.pth", layout="cluster-contrast")
-    assert not (tmp_path / "file.pth").exists()
-
-
-@pytest.mark.parametrize("feature", ["mean", "stripes"])
-def test_a_batch_norm_after_another_feature_is_not_exported_as_that_of_cls(
-    tmp_path, feature
-):
-    cfg = settings()
-    cfg.head.feature = feature
-    (tmp_path / "config.json").write_text(config_to_json(cfg))
-    with pytest.raises(
-        ConfigError, match=f"trained with config.head.feature={feature}"
-    ):
-        export(tmp_path, tmp_path / "file.pth", layout="cluster-contrast")
 
 
 def test_clusters_and_scores_are_made_by_one_compiled_network(tmp_path):
