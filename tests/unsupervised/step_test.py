@@ -30,7 +30,7 @@ def make(
 
 
 @functools.cache
-def on_one_device(*, proxies: bool = False):
+def on_one_device(*, proxies: bool):
     return make(1, proxies=proxies)
 
 
@@ -134,7 +134,7 @@ def test_what_stands_in_unused_rows_of_the_memory_changes_no_bit_of_a_step(proxi
 
 
 def test_the_rows_of_the_batch_move_and_no_other_and_all_keep_their_length():
-    program = on_one_device()
+    program = on_one_device(proxies=False)
     before = np.asarray(begin(program).memory.vectors)
     state, _ = after(program, 1)
     moved = (state.memory.vectors != before).any(axis=1)
@@ -146,7 +146,7 @@ def test_the_rows_of_the_batch_move_and_no_other_and_all_keep_their_length():
 
 
 def test_encoder_scale_and_statistics_learn():
-    program = on_one_device()
+    program = on_one_device(proxies=False)
     before = jax.device_get(begin(program))
     state, numbers = after(program)
     changed = jax.tree.map(lambda a, b: (a != b).any(), before.params, state.params)
