@@ -51,9 +51,13 @@ def main() -> int:
     from personmae_jax.prepare.plan import Request
 
     if _CHECK.value is not None:
-        if _SOURCE.value or _OUT.value:
-            raise ConfigError("--check=DIR stands alone; leave out --source and --out")
+        others = ("source", "out", "keep-list", "keep-first", "min-side")
+        others += ("drop-duplicates", "beam-runner", "beam-options")
+        if given := [f"--{n}" for n in others if flags.FLAGS[n].present]:
+            raise ConfigError(f"--check=DIR stands alone; leave out {given[0]}")
         return verify.check(_CHECK.value, _PROCESSES.value)
+    if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
+        raise ConfigError("--beam-options are of --beam-runner, which is not given")
     if not _SOURCE.value or not _OUT.value:
         raise ConfigError("give --source PATH... and --out DIR, or --check DIR")
     command_line.refuse_inside("--out", _OUT.value, *_SOURCE.value)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from personmae_jax.config import (
     Config,
+    EvalConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -116,7 +117,7 @@ RANGES = {
     "log.pictures_every_steps": (1, None),
     "log.num_pictures": (1, 2**10),
     "eval.every_steps": (0, None),
-    "eval.identities": (2, 10**6),
+    "eval.identities": (2, 125_000),  # 8 images each, of a million in all
     "profile.start_step": (1, None),
     "profile.num_steps": (1, 1000),
 }
@@ -186,7 +187,10 @@ def _model_problems(cfg: Config) -> Iterator[str]:
             "never be trained; put -1 into config.pixel_predictor.memory_blocks"
         )
     if cfg.loss.pixel_weight == 0 and cfg.loss.feature_weight == 0:
-        yield "config.loss.pixel_weight and feature_weight are both 0: nothing to learn"
+        yield (
+            "config.loss.pixel_weight and feature_weight are both 0: no patch of "
+            "RegionB is predicted"
+        )
     for path in (
         *("regions.area", "regions.aspect", "regions.nested_area"),
         "masks.aspect",
@@ -206,6 +210,11 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         yield (
             f"config.data.path={cfg.data.path} is not read with data.source=synthetic; "
             "add --config.data.source=folder, or tfds for a prepared set"
+        )
+    if not cfg.eval.path and cfg.eval.layout != EvalConfig().layout:
+        yield (
+            f"config.eval.layout={cfg.eval.layout} is of the folder config.eval.path, "
+            "which is missing; without both synthetic people are sought"
         )
     if cfg.eval.path and not cfg.eval.every_steps:
         yield "config.eval.path is scored every config.eval.every_steps, which is 0"

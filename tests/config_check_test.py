@@ -244,7 +244,7 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         ),
         (
             {"loss__pixel_weight": 0.0, "loss__feature_weight": 0.0},
-            "both 0: nothing to learn",
+            "both 0: no patch of RegionB",
         ),
         (
             {"init__fold_normalisation": True},

@@ -41,8 +41,9 @@ class BadRecords:
             raise RunError(
                 f"{len(self._outcomes)} of {len(self._records)} images are bad, more "
                 f"than config.data.max_bad_fraction={self._max_fraction:g} allows: "
-                f"{describe_bad(self._records, list(self._outcomes.items()))}; fix "
-                "or remove them, or raise the limit"
+                f"{describe_bad(self._records, list(self._outcomes.items()))}; put "
+                "good ones in their places or raise the limit; without them it is "
+                "other data, which takes another --workdir"
             )
         return {
             "bad_images": sum(one.is_bad for one in outcomes),

@@ -27,6 +27,12 @@ State = TypeVar("State")
 
 
 class _Manager(ocp.CheckpointManager):
+    def __init__(self, *given: Any, **options: Any):
+        super().__init__(*given, **options)
+        # After a failed save process 0 would wait at its barrier for the others, who
+        # wait for the save: 20 minutes.
+        vars(self)["_save_progress_tracker"].set = lambda _: None
+
     def reached_preemption(self, step: int) -> bool:
         """Never asks: only the loop may.
 
@@ -42,8 +48,13 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _empty_removed(folder: epath.Path) -> None:
-    if jax.process_index() == 0 and (folder / _REMOVED).exists():
-        (folder / _REMOVED).rmtree()
+    if jax.process_index() != 0:
+        return
+    try:
+        if (folder / _REMOVED).exists():
+            (folder / _REMOVED).rmtree()
+    except Exception as e:  # each storage has its own errors; the next save tries again
+        logging.warning("%s cannot be removed: %s", folder / _REMOVED, e)
 
 
 def _handlers(about: dict[str, Any]) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -94,6 +105,7 @@ class Checkpoints(Closing):
             # looks whole. On object storage the commit mark is removed first.
             todelete_subdir=_REMOVED,
             lightweight_initialize=True,
+            enable_should_save_is_saving_in_progress_check=False,
             # Else a process whose network disk is late resumes from another step.
             single_host_load_and_broadcast=True,
         )

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import re
-import time
 from concurrent import futures
 from typing import Any
 
@@ -23,7 +22,7 @@ from personmae_jax.errors import ConfigError, RunError, first_line
 STATE = "state"  # folder of the state inside STEP/
 _DIGESTS = "digests.json"  # inside that
 _ABOUT = "_CHECKPOINT_METADATA"  # inside STEP/
-_WRITTEN = 300.0  # seconds until orbax has written what a checkpoint is of
+_OF = "about.json"  # inside the state's folder: what it is of
 _MAX_JSON = 1 << 26  # bytes of a description; ours have 1 MB at most
 # Weights hardly compress, but a teacher without training and Adam's first moments do.
 _MAX_RATIO, _SMALL = 100, 1 << 30  # bytes in memory for one on storage; never refused
@@ -41,20 +40,17 @@ class HashedState(ocp.StandardCheckpointHandler):
     """
 
     def __init__(self, about: dict[str, Any]):
-        """`about` is the `custom_metadata` that is saved beside the state."""
+        """`about` is the `custom_metadata` that orbax saves beside the state."""
         super().__init__()
         self._about = about
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
-        # A thread of orbax writes it, which nothing waits for: hashed, or moved with
-        # its folder, before that the checkpoint would be taken for a damaged one.
-        deadline = time.monotonic() + _WRITTEN
-        while not _says(directory.parent, self._about):
-            if time.monotonic() > deadline:
-                raise RunError(f"{directory.parent / _ABOUT} was not written in time")
-            time.sleep(0.02)
-        text = json.dumps(_digests(directory, [*_files(directory), _ABOUT]), indent=0)
+        # In a file of our own, since orbax's is written by a thread that may be late.
+        step = directory.parent.name.partition(".")[0]  # of STEP.tmp, too
+        of = {"step": step, "custom_metadata": self._about}
+        (directory / _OF).write_text(json.dumps(of))
+        text = json.dumps(_digests(directory, _files(directory)), indent=0)
         (directory / _DIGESTS).write_text(text)
 
 
@@ -76,9 +72,8 @@ def verify(folder: epath.Path) -> None:
         wanted = _read_json(state / _DIGESTS)
         if not wanted or any(".." in name or name[0] == "/" for name in wanted):
             raise LookupError(f"{_DIGESTS} does not name the files beside it")
+        _check_bound(folder, wanted)
         found = _digests(state, list(wanted))  # a lost one raises
-        if wanted.get(_ABOUT) == _bound(folder, {}):  # hashed too early, until November
-            del wanted[_ABOUT]
         if wrong := [name for name in wanted if found[name] != wanted[name]]:
             raise LookupError(f"{wrong[0]} is not what was written for this step")
     except Exception as e:  # each storage has its own errors
@@ -93,26 +88,27 @@ def _files(directory: epath.Path, prefix: str = "") -> list[str]:
     return names
 
 
-def _says(folder: epath.Path, about: dict[str, Any]) -> bool:
-    """Whether STEP/ has been told what its state is of."""
-    try:
-        return _read_json(folder / _ABOUT)["custom_metadata"] == about
-    except (OSError, ValueError, LookupError, TypeError):  # in the middle of writing
-        return False
+def _check_bound(folder: epath.Path, wanted: dict[str, str]) -> None:
+    """Raises LookupError if the state in STEP/ is of another step or other settings.
 
-
-def _bound(folder: epath.Path, about: Any) -> str:
-    """A digest that binds the state in STEP/ to its step and settings."""
-    step = folder.name.partition(".")[0]  # of STEP.tmp, too
-    text = json.dumps([step, about], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    Takes the digest by which earlier versions told that out of `wanted`.
+    """
+    about = _read_json(folder / _ABOUT).get("custom_metadata")
+    if _OF in wanted:
+        of = _read_json(folder / STATE / _OF)
+        # Orbax's own may be missing, where its thread failed.
+        if of["step"] != folder.name or about not in (None, {}, of["custom_metadata"]):
+            raise LookupError(f"{_ABOUT} is not what was written for this step")
+        return
+    texts = (json.dumps([folder.name, a], sort_keys=True) for a in (about, {}))
+    # The latter's, if that thread was late.
+    known = {hashlib.sha256(text.encode()).hexdigest() for text in texts}
+    if wanted.pop(_ABOUT, None) not in (None, *known):
+        raise LookupError(f"{_ABOUT} is not what was written for this step")
 
 
 def _digests(directory: epath.Path, names: list[str]) -> dict[str, str]:
     def digest(name: str) -> str:
-        if name == _ABOUT:
-            about = _read_json(directory.parent / _ABOUT)["custom_metadata"]
-            return _bound(directory.parent, about)
         with open_to_read(directory / name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -156,7 +152,9 @@ def whole_steps(folder: epath.Path) -> list[int]:
 def read_about(folder: epath.Path) -> dict[str, Any]:
     """What `Checkpoints` saved beside the state in STEP/."""
     try:
-        about = _read_json(folder / _ABOUT)["custom_metadata"]
+        own = folder / STATE / _OF  # none of earlier versions has it
+        file = own if own.exists() else folder / _ABOUT
+        about = _read_json(file)["custom_metadata"]
         kinds = {"config": dict, "git_revision": str | None, "versions": dict}
         if wrong := [k for k, kind in kinds.items() if not isinstance(about[k], kind)]:
             raise LookupError(f"{_ABOUT} has no {wrong[0]} of a run")
@@ -242,6 +240,11 @@ def damaged(folder: epath.Path, error: Exception) -> RunError:
         return RunError(
             f"{folder} cannot be read ({explain(error)}); it may well be whole: "
             "fix the access to it and start again, and remove nothing"
+        )
+    if not folder.exists():
+        return RunError(
+            f"{folder} was removed while it was read, as a run does with its older "
+            "checkpoints; start again"
         )
     older = [s for s in whole_steps(folder.parent) if s < int(folder.name)]
     hint = "start a new run"

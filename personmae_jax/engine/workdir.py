@@ -50,7 +50,7 @@ _PER_PROCESS = (
     "config.eval.path",
 )
 
-_LATER = {"labels_sha256", "scored_sha256"}  # facts
+_LATER = {"records_sha256", "labels_sha256", "scored_sha256"}  # facts
 
 _VISIBLE = 120.0  # seconds until other hosts see a new file; NFS keeps listings for 60
 _MAX_SIZE = 1 << 20  # bytes; our files have 3,000 at most
@@ -113,6 +113,12 @@ class Workdir:
 
     def _settle(self) -> None:
         config, run = self.path / "config.json", self.path / "run.json"
+        others = [n for n in ("metrics.jsonl", "pictures") if (self.path / n).exists()]
+        if not config.exists() and others:
+            raise ConfigError(
+                f"--workdir={self.path} holds {' and '.join(others)} without a "
+                "run's config.json, of something else; name another folder"
+            )
         if config.exists():
             if dropped := _read(config, dropped_settings):
                 raise ConfigError(
@@ -194,7 +200,8 @@ def _describe(run: Mapping[str, Any]) -> str:
     """
     people = run.get("num_identities")
     of_people = "" if people is None else f" of {people} identities"
-    images = run.get("images_sha256", run.get("labels_sha256"))
+    names = ("images_sha256", "labels_sha256", "records_sha256")
+    images = next((run[name] for name in names if name in run), None)
     hashed = "" if images is None else f" (SHA-256 {str(images)[:12]})"
     queries, labels = run.get("num_queries"), run.get("scored_sha256", "")
     scored = "" if queries is None else f", scored by {queries} queries of other data"

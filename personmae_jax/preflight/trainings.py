@@ -32,6 +32,14 @@ def assume(cfg: Settings, num_records: int | None) -> tuple[int, str]:
         name, default = "LUPerson", _LUPERSON
     if num_records is not None:
         return num_records, f"a data set of {num_records:,} images"
+    if _place(cfg) == "synthetic":
+        people = cfg.data.synthetic
+        count = people.cameras * people.shots
+        if isinstance(cfg, Config):
+            count *= people.identities
+        else:
+            count *= cfg.data.synthetic_train
+        return count, f"{count:,} synthetic images"
     return default, f"{default:,} images, as {name} has (else: --num_records)"
 
 
@@ -44,8 +52,7 @@ def build(cfg: Settings, devices: list[Any], num_records: int) -> Program[Any]:
       ConfigError: The settings do not fit together, or not the devices.
     """
     # Named, or the check would ask for it; synthetic images are of no folder.
-    where = cfg.data.source if isinstance(cfg, Config) else cfg.data.layout
-    path = cfg.data.path or ("DIR" if where != "synthetic" else None)
+    path = cfg.data.path or ("DIR" if _place(cfg) != "synthetic" else None)
     data = dataclasses.replace(cfg.data, path=path)
     named = dataclasses.replace(cfg, data=data)
     if isinstance(named, Config):
@@ -63,6 +70,10 @@ def build(cfg: Settings, devices: list[Any], num_records: int) -> Program[Any]:
         num_identities=_IDENTITIES,
         num_cameras=_CAMERAS,
     )
+
+
+def _place(cfg: Settings) -> str:
+    return cfg.data.source if isinstance(cfg, Config) else cfg.data.layout
 
 
 def _mesh(cfg: Settings, devices: list[Any]) -> jax.sharding.Mesh:

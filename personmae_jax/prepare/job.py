@@ -30,6 +30,7 @@ from personmae_jax.prepare.plan import (
     make_plan,
     read_plan,
     refuse_another,
+    refuse_other_archives,
 )
 from personmae_jax.prepare.pool import worker_pool
 from personmae_jax.prepare.shard import (
@@ -81,6 +82,8 @@ def prepare(request: Request, out: str, run_shards: RunShards) -> int:
             if plan is None or not is_finished(folder):
                 if plan is None or not has_tasks(folder, plan):
                     plan = _make_plan(folder, request, plan)
+                else:
+                    refuse_other_archives(folder, plan)
                 _work(folder, plan, run_shards)
             remove_tasks(folder)
     except Interrupted:

@@ -7,6 +7,7 @@ or a worker on another machine, does not list the sources again.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from typing import Any
@@ -27,6 +28,7 @@ from personmae_jax.prepare.task import Task, read_task, remove_tasks, write_task
 VERSION = 1  # of the files in DIR; another one cannot be continued
 _PLAN_FILE = "plan.json"
 MARK = "dataset_info.json"  # written last: without it tfds opens nothing
+_END = 1 << 16  # bytes of an archive that tell it from others
 _MAX_SHARD = 8192  # images; 4.18 million make 511 shards of about 0.1 GB
 _MIN_SHARD = 128
 _MAX_MEMBERS = 2**31  # what a plan may count; 500 times LUPerson
@@ -55,6 +57,7 @@ class Plan:
     num_members: int  # those that are wanted
     num_shards: int  # their equal parts, but for the last
     names: str = ""  # SHA-256 of all that are listed; "": of an earlier version
+    archives: str = ""  # the same of sizes and ends of all archives
 
     @property
     def shard_size(self) -> int:
@@ -175,6 +178,7 @@ def make_plan(
         num_members=len(members),
         num_shards=-(-len(members) // size),
         names=_digest(listings),
+        archives=_digest_archives([listing.paths for listing in listings]),
     )
     if earlier is not None and _counts(plan) != _counts(earlier):
         raise ConfigError(
@@ -214,6 +218,43 @@ def _digest(listings: list[Listing]) -> str:
     for listing in listings:
         digest.update(listing.names.ends.tobytes())
         digest.update(listing.names.text.tobytes())
+    return digest.hexdigest()
+
+
+def refuse_other_archives(folder: epath.Path, plan: Plan) -> None:
+    """Refuses to go on by places in archives that have been replaced.
+
+    Raises:
+      ConfigError: They have been.
+    """
+    now = _digest_archives([paths for _, paths in plan.sources])
+    if "" not in (plan.archives, now) and plan.archives != now:
+        raise ConfigError(
+            f"an archive of --source is another one than when {folder} was begun; "
+            "bring the former back, or name a new folder with --out"
+        )
+
+
+def _digest_archives(sources: list[tuple[str, ...]]) -> str:
+    """Of size, begin and end of every file; "" if one cannot be read.
+
+    A file's place and age may differ between machines. A zip's end is its directory.
+    """
+    digest = hashlib.sha256()
+    for path in itertools.chain.from_iterable(sources):
+        if os.path.isdir(path):
+            path = os.path.join(path, "data.mdb")
+            if not os.path.exists(path):  # a folder of images
+                continue
+        try:
+            with foreign_files.open_file(path) as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(str(size).encode())
+                for start in (0, max(0, size - _END)):
+                    file.seek(start)
+                    digest.update(file.read(_END))
+        except OSError:
+            return ""
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from personmae_jax.config_check import check
 from personmae_jax.data.bad_records import BadRecords
 from personmae_jax.data.batches import Batch
 from personmae_jax.data.pipeline import Example, PretrainBatches
-from personmae_jax.data.records import Records
+from personmae_jax.data.records import ListedRecords, Records, TfdsRecords
 from personmae_jax.engine import loop
 from personmae_jax.engine.metrics import read_rows
 from personmae_jax.engine.program import Program
@@ -67,10 +67,13 @@ def make_training(
     batches = PretrainBatches(
         records, cfg, host=jax.process_index(), num_hosts=jax.process_count()
     )
+    facts: dict[str, int | str] = {"num_records": len(records)}
+    if isinstance(records, ListedRecords | TfdsRecords):
+        facts["records_sha256"] = records.sha256
     bad = BadRecords(records, cfg.data.max_bad_fraction)
     return Training(
         program=program,
-        data={"num_records": len(records)},
+        data=facts,
         about=f"{len(records):,} {cfg.data.source} records",
         start=start,
         batches=batches,

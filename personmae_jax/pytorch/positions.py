@@ -51,11 +51,14 @@ def choose_positions(
                 f"table of {count} patches that is not the fixed sine-cosine one; "
                 "--config.encoder.learned_positions=true loads, resamples and trains it"
             )
-        is_same = coded == (cfg.grid, cfg.grid)
+        used = say(cfg.pos_embed_grid)
+        if cfg.pos_embed_grid != cfg.grid:
+            used += f", read at {here},"
+        is_same = coded == (cfg.grid, cfg.pos_embed_grid)
         return (
             codes,
             f"Its positions are the fixed codes of {say(coded[0])} patches, "
-            + ("as here." if is_same else f"here those of {here} are used."),
+            + ("as here." if is_same else f"here those of {used} are used."),
         )
     grid = coded[0] if coded else _learned_grid(count, meta, cfg)
     is_told = coded or _told_grid(meta, "grid")

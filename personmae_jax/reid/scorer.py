@@ -1,5 +1,6 @@
 """Retrieval scores of a run while it trains, and which checkpoint they keep."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -48,6 +49,12 @@ class Scorer:
             scores = {name: row.get(f"retrieval_{name}") for name in _SCORES}
             if row["step"] <= step and isinstance(scores["mAP"], float):
                 self._found.append({"step": row["step"]} | scores)
+        # A row may be lost where storage failed; the best checkpoint must not be.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            best = json.loads(self._file.read_text())["best"] if step else None
+            kept = {name: best[name] for name in ("step", *_SCORES)} if best else {}
+            if kept and kept["step"] <= step and kept not in self._found:
+                self._found = sorted([*self._found, kept], key=lambda row: row["step"])
 
     def is_due(self, step: int) -> bool:
         """Every so many steps, after the last one, and before the first if asked."""

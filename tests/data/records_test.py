@@ -15,7 +15,7 @@ from absl import logging
 from image_files import jpeg, write_folder
 
 from personmae_jax.config import DataConfig, SyntheticConfig
-from personmae_jax.data.records import open_records
+from personmae_jax.data.records import folder_records, open_records
 from personmae_jax.errors import ConfigError
 from personmae_jax.synthetic import pedestrian
 
@@ -161,6 +161,15 @@ def test_a_damaged_tfds_record_is_an_oserror_and_the_others_stay(people, tmp_pat
         records.read(0)
     assert records.name(0) == "train[0]"
     assert records.read(1) == jpeg(1)
+
+
+def test_other_images_of_the_same_number_have_another_digest(tmp_path):
+    for folder, names in (("a", "xy"), ("b", "xz"), ("c", "xy")):
+        for name in names:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.jpg").touch()
+    digests = [folder_records(str(tmp_path / folder)).sha256 for folder in "abc"]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):

@@ -261,8 +261,10 @@ def test_a_state_belongs_to_its_step_and_settings(saved, how):
         shutil.copytree(saved / "checkpoints" / "10" / "state", folder / "state")
     else:
         file = folder / "_CHECKPOINT_METADATA"
-        file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
-        assert describe(saved)[1]["config"]["train"]["seed"] == 4
+        text = file.read_text()
+        file.write_text(text.replace('"seed": 3', '"seed": 4'))
+        assert file.read_text() != text
+        assert describe(saved)[1]["config"]["train"]["seed"] == 3  # of our own file
     with open_checkpoints(saved) as checkpoints:
         with pytest.raises(RunError, match="_METADATA is not what was written for thi"):
             checkpoints.restore(abstract(make_state(0)))
@@ -336,8 +338,11 @@ def test_after_whole_files_nothing_that_fails_is_called_damage(saved, monkeypatc
         b'{"custom_metadata": ' + b"9" * 5000 + b"}",
     ],
 )
-def test_a_hostile_description_of_a_checkpoint_is_one_sentence(saved, content):
-    (saved / "checkpoints" / "20" / "_CHECKPOINT_METADATA").write_bytes(content)
+@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "state/about.json"])
+def test_a_hostile_description_of_a_checkpoint_is_one_sentence(saved, content, file):
+    (saved / "checkpoints" / "20" / file).write_bytes(content)
+    if "state" not in file:  # as of an earlier version, which had no other
+        (saved / "checkpoints" / "20" / "state" / "about.json").unlink()
     with pytest.raises(RunError, match="is damaged .*go on from step 10") as error:
         describe(saved)
     assert len(str(error.value)) < 1000
@@ -384,8 +389,10 @@ def test_encoder_of_unknown_weights_is_refused_naming_the_choices(saved):
         restore_encoder(saved, weights="techer")
 
 
-def test_what_a_checkpoint_is_of_is_awaited_before_it_is_hashed(tmp_path, monkeypatch):
-    """Orbax writes it in a thread that nothing waits for."""
+def test_a_checkpoint_is_whole_however_late_orbax_says_what_it_is_of(
+    tmp_path, monkeypatch
+):
+    """Orbax writes that in a thread of its own."""
     store = orbax.checkpoint._src.metadata.checkpoint._MetadataStoreImpl
     update = store.update
 
@@ -404,10 +411,37 @@ def test_one_that_was_hashed_too_early_by_an_earlier_version_loads(saved):
     """Its digest is that of no settings, although they were written then."""
     digests = saved / "checkpoints" / "20" / "state" / "digests.json"
     wanted = json.loads(digests.read_text())
+    del wanted["about.json"]
+    (digests.parent / "about.json").unlink()
     text = json.dumps(["20", {}]).encode()
     wanted["_CHECKPOINT_METADATA"] = hashlib.sha256(text).hexdigest()
     digests.write_text(json.dumps(wanted))
     restore_encoder(saved)
+
+
+def test_one_that_is_removed_while_it_is_read_is_not_called_damaged(saved, monkeypatch):
+    folder = epath.Path(saved) / "checkpoints" / "20"
+
+    def remove(*_):
+        folder.rmtree()
+        raise FileNotFoundError("digests.json")
+
+    monkeypatch.setattr(checkpoint_files, "_digests", remove)
+    with pytest.raises(RunError, match="was removed while it was read"):
+        restore_encoder(saved)
+
+
+def test_what_cannot_be_removed_yet_stops_no_run(saved, monkeypatch, caplog):
+    (saved / "checkpoints/removed/7").mkdir(parents=True)
+
+    def fail(_):
+        raise OSError("busy")
+
+    monkeypatch.setattr(type(epath.Path(saved)), "rmtree", fail)
+    with open_checkpoints(saved) as checkpoints:
+        checkpoints.save(30, make_state(30))
+    restore_encoder(saved, 30)
+    assert "removed cannot be removed: busy" in caplog.text
 
 
 def test_restoring_warns_of_nothing(saved, caplog):

@@ -30,8 +30,25 @@ def changed(**sections) -> Config:
     return cfg
 
 
-def open_workdir(folder, cfg: Config, **data: int) -> Workdir:
+def open_workdir(folder, cfg: Config, **data: int | str) -> Workdir:
     return Workdir(folder, cfg, **{"num_records": 24, "num_steps": 60} | data)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "pictures"])
+def test_a_folder_of_something_else_is_refused_and_left(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "pictures" else (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=f"holds {name} without a run's config"):
+        open_workdir(tmp_path, Config()).__enter__()
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_goes_on_with_the_images_of_its_names_only(tmp_path):
+    with open_workdir(tmp_path, Config(), records_sha256="a" * 64):
+        pass
+    with open_workdir(tmp_path, Config(), records_sha256="a" * 64):
+        pass
+    with pytest.raises(ConfigError, match=r"24 records \(SHA-256 bbbbbbbbbbbb\)"):
+        open_workdir(tmp_path, Config(), records_sha256="b" * 64).__enter__()
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen:

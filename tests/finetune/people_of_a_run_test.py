@@ -5,6 +5,7 @@ import json
 
 import exported
 import pytest
+from etils import epath
 from finetuning import start, tiny_finetuning, tiny_people
 
 from personmae_jax.config_finetune import check_finetuning
@@ -15,6 +16,7 @@ from personmae_jax.finetune import run as finetune
 from personmae_jax.reid import init
 from personmae_jax.reid.datasets import labels_sha256
 from personmae_jax.reid.monitor import Monitor
+from personmae_jax.reid.scorer import Scorer
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,24 @@ def test_an_image_that_cannot_be_scored_costs_no_step(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="0003.jpg"):
         finetune.run(tiny_finetuning(), str(tmp_path), tiny_people())
     assert has_checkpoint(tmp_path)
+
+
+def test_the_best_step_is_known_without_its_row(tmp_path):
+    """Rows may be lost where storage failed; its checkpoint must not be."""
+    scores = dict.fromkeys(("rank1", "rank5", "rank10", "mINP"), 0.5)
+    best = {"step": 4, "mAP": 0.7} | scores
+    text = json.dumps({"step": 8, "mAP": 0.1, "best": best})
+    (tmp_path / "retrieval.json").write_text(text)
+    scorer = Scorer(
+        monitor=Monitor.__new__(Monitor), last=12, every=4, unit=("epoch", 4.0)
+    )
+    scorer.restore(epath.Path(tmp_path), 8)
+    assert scorer.best_step == 4
+    scorer.restore(epath.Path(tmp_path), 3)  # from before it
+    assert scorer.best_step == 0
+    (tmp_path / "retrieval.json").write_text("[]")
+    scorer.restore(epath.Path(tmp_path), 8)
+    assert scorer.best_step == 0
 
 
 def source_at(tmp_path, *steps: int, last: int | None = None):

@@ -258,6 +258,12 @@ def test_the_length_of_the_run_is_that_of_luperson_unless_said():
     assert "1,000 images" in trainings.assume(cfg, 1000)[1]
 
 
+def test_synthetic_images_are_counted():
+    cfg = finetuning.tiny_finetuning()  # 8 people to train on, 2 cameras, 2 shots
+    assert trainings.assume(cfg, None) == (32, "32 synthetic images")
+    assert trainings.assume(tiny_config(), None)[1] == "48,000 synthetic images"
+
+
 def test_people_are_as_many_as_in_market_1501_unless_said():
     cfg = FinetuneConfig()  # 100 epochs of 16 x 4 images
     num_records, words = trainings.assume(cfg, None)

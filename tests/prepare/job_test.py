@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 
 import cv2
 import numpy as np
@@ -322,6 +323,30 @@ def test_started_again_anywhere_it_ends_with_the_same_bytes(tmp_path):
         run(out, source, drop_duplicates=True)
         (out / "persons-train.array_record-00001-of-00004.x.part").unlink(True)
         assert shards_of(out) == wanted
+
+
+def test_an_archive_that_was_replaced_meanwhile_is_refused(tmp_path):
+    """The places of its members would be those of the former one."""
+    (tmp_path / "in").mkdir()
+    write_zip(tmp_path / "in" / "a.zip", members(200))
+    write_zip(tmp_path / "in" / "b.zip", {"z.jpg": jpeg(7)})
+    request = Request(source=(str(tmp_path / "in"),))
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    with pytest.raises(Stop):
+        prepare(request, str(tmp_path / "out"), stop)
+    former = (tmp_path / "in" / "a.zip").read_bytes()
+    write_zip(tmp_path / "in" / "a.zip", members(200), zipfile.ZIP_STORED)
+    with pytest.raises(ConfigError, match="archive of --source is another one than wh"):
+        run(tmp_path / "out", tmp_path / "in")
+    (tmp_path / "in" / "a.zip").write_bytes(former)
+    run(tmp_path / "out", tmp_path / "in")
+    assert len(read(tmp_path / "out")) == 201
 
 
 @pytest.mark.parametrize("how", ["gone", "unmounted", "disk"])

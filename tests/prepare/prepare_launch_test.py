@@ -147,6 +147,8 @@ def test_a_second_start_beside_the_first_is_refused(source, tmp_path):
 
 
 def test_check_tells_good_from_damaged(whole, tmp_path):
+    code, _, err = run("--check", whole, "--min-side=9")
+    assert (code, err.count("leave out --min-side")) == (2, 1)
     code, out, _ = run("--check", whole)
     assert code == 0
     assert "are as they were written" in out

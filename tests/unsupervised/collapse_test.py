@@ -1,17 +1,12 @@
 """Promises about clusterings that would teach nothing: refused, and nothing is lost."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 from unlabelled import run, tiny_unsupervised
 
 from personmae_jax.config_unsupervised import ClusterConfig
-from personmae_jax.engine import loop
-from personmae_jax.engine.checkpoint import Checkpoints, has_checkpoint
-from personmae_jax.engine.metrics import read_rows
-from personmae_jax.engine.storage import open_path
+from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.errors import RunError
 from personmae_jax.reid.features import Extractor
 from personmae_jax.unsupervised import clustering
@@ -66,32 +61,6 @@ def settings():
 
 def train(cfg, workdir) -> int:
     return run(cfg, str(workdir), open_target(cfg)[0], None)
-
-
-def test_a_collapse_after_good_rounds_leaves_their_last_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
-    real, calls = clustering.cluster, []
-
-    def collapsing(*given):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RunError("all in one")
-        return real(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(clustering, "cluster", collapsing)
-        with pytest.raises(RunError, match="round 1: all in one"):
-            train(settings(), tmp_path / "run")
-    assert [row["step"] for row in read_rows(open_path(tmp_path / "run"))][-1] == 4
-    assert (tmp_path / "run/checkpoints/4").is_dir()
-    # It is the state of a run that went on.
-    assert train(settings(), tmp_path / "run") == loop.FINISHED
-    assert train(settings(), tmp_path / "whole") == loop.FINISHED
-    ends = [
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
-        for name in ("run", "whole")
-    ]
-    assert ends[0]["params_sha256"] == ends[1]["params_sha256"]
 
 
 def test_a_collapse_at_the_start_leaves_no_checkpoint(tmp_path):

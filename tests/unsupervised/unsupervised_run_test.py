@@ -205,13 +205,12 @@ def test_a_collapse_in_a_later_round_says_so_and_leaves_the_round_before_to_go_o
     tmp_path, whole, no_preemption, monkeypatch
 ):
     cluster, cfg, asked = clustering.cluster, settings(), []
-    cfg.checkpoint.every_steps = 4
 
-    def collapse_at_second(features, cfg):
+    def collapse_at_second(features, cfg, cameras):
         asked.append(cfg)
         if len(asked) == 2:
             cfg = dataclasses.replace(cfg, eps=0.05, min_samples=9)
-        return cluster(features, cfg)
+        return cluster(features, cfg, cameras)
 
     monkeypatch.setattr(clustering, "cluster", collapse_at_second)
     with pytest.raises(RunError, match=r"^round 1: none of 72 .* by eps: 0.3 \d+, .*"):
