@@ -25,6 +25,8 @@ def main() -> int:
     check(cfg)
     if cfg.data.source == "folder":
         command_line.refuse_inside("--workdir", _WORKDIR(), cfg.data.path)
+        # Scores are of people that the run does not see.
+        command_line.refuse_inside("--config.eval.path", cfg.eval.path, cfg.data.path)
     if cfg.eval.layout == "id_folders":
         command_line.refuse_inside("--workdir", _WORKDIR(), cfg.eval.path)
     records = open_records(cfg.data)

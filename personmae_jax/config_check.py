@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from personmae_jax.config import (
     Config,
     EvalConfig,
+    InitConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -210,6 +211,11 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         yield (
             f"config.data.path={cfg.data.path} is not read with data.source=synthetic; "
             "add --config.data.source=folder, or tfds for a prepared set"
+        )
+    if cfg.init != InitConfig() and cfg.init.torch_weights is None:
+        yield (
+            "config.init has settings of a file, and config.init.torch_weights, which "
+            "names it, is missing"
         )
     if not cfg.eval.path and cfg.eval.layout != EvalConfig().layout:
         yield (

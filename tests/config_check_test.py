@@ -144,6 +144,8 @@ def test_a_path_that_no_file_can_have_is_refused(path):
     [
         ({"data__path": "x"}, "config.data.path=x is not read with data.source"),
         ({"eval__path": "x"}, "config.eval.path is scored every config.eval.every_st"),
+        ({"init__prefix": "a"}, "config.init.torch_weights, which names it, is missi"),
+        ({"eval__layout": "msmt17"}, "is of the folder config.eval.path, which is mi"),
         ({"optim__lr": 0.1, "optim__base_lr": 0.2}, "base_lr has no effect"),
     ],
 )

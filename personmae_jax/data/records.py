@@ -61,6 +61,11 @@ def open_records(cfg: DataConfig) -> Records:
             "synthetic pedestrians with --config=configs/quickstart.py"
         )
     if cfg.source == "folder":
+        if os.path.exists(os.path.join(cfg.path, "dataset_info.json")):
+            raise ConfigError(
+                f"config.data.path={cfg.path!r} is a tfds data set, not a folder of "
+                "images; set --config.data.source=tfds"
+            )
         return folder_records(cfg.path)
     return TfdsRecords(cfg.path, cfg.split)
 

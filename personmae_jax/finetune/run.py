@@ -1,5 +1,7 @@
 """Fine-tuning as the loop runs it: its data, its scores, what it leaves."""
 
+import shlex
+
 import jax
 import numpy as np
 from etils import epath
@@ -94,5 +96,5 @@ Where everything is:
   checkpoint        {workdir / "checkpoints" / str(last)}
   of the best mAP   {workdir / "checkpoints" / str(scorer.best_step)}
 For PyTorch:
-  python launch/export_torch.py --workdir={workdir} --layout=transreid \\
-    --out=transreid.pth"""
+  python launch/export_torch.py --workdir={shlex.quote(str(workdir))} \\
+    --layout=transreid --out=transreid.pth"""

@@ -1,6 +1,7 @@
 """Pretraining as the loop runs it: its data, scores, pictures, warnings, summary."""
 
 import functools
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,7 +153,10 @@ def summarise(workdir: epath.Path, cfg: Config, num_steps: int) -> str:
     """
     rows, numbers = read_rows(workdir), ""
     config = {768: "vitb", 1024: "vitl"}.get(cfg.encoder.width, "vits")
-    known = "market1501.py --config.data.path=Market-1501"
+    height, width = cfg.data.height, cfg.data.width
+    size = f" --config.data.height={height} --config.data.width={width}"
+    size = "" if (height, width) == (256, 128) else size  # as in the configs
+    known = f"market1501.py --config.data.path=Market-1501{size}"
     if cfg.data.source == "synthetic":
         known = "quickstart.py"
     for name in _SUMMARISED:
@@ -170,8 +174,8 @@ Where everything is:
   the encoder       personmae_jax.load_encoder("{workdir}")
 Next, fine-tuned on known people (without the third line: from scratch, the control):
   python launch/finetune.py --config=configs/finetune_{known} \\
-    --workdir={workdir}_finetuned \\
-    --config.init.workdir={workdir}
+    --workdir={shlex.quote(f"{workdir}_finetuned")} \\
+    --config.init.workdir={shlex.quote(str(workdir))}
 Next, on your own images:
   python launch/pretrain.py --config=configs/{config}.py \\
-    --config.data.source=folder --config.data.path=IMAGES"""
+    --config.data.source=folder --config.data.path=IMAGES{size}"""

@@ -1,5 +1,7 @@
 """Training without labels as the loop runs it: its data, its scores, what it leaves."""
 
+import shlex
+
 import jax
 from etils import epath
 
@@ -87,4 +89,5 @@ Where everything is:
   metrics           {workdir / "metrics.jsonl"}
   checkpoint        {workdir / "checkpoints" / str(last)}
 For PyTorch:
-  python launch/export_torch.py --workdir={workdir} --layout=mae --out=encoder.pth"""
+  python launch/export_torch.py --workdir={shlex.quote(str(workdir))} \\
+    --layout=mae --out=encoder.pth"""

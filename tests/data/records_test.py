@@ -172,6 +172,13 @@ def test_other_images_of_the_same_number_have_another_digest(tmp_path):
     assert digests[0] == digests[2] != digests[1]
 
 
+def test_a_prepared_set_is_no_folder_of_images(tmp_path):
+    (tmp_path / "dataset_info.json").touch()
+    cfg = DataConfig(source="folder", path=str(tmp_path))
+    with pytest.raises(ConfigError, match="set --config.data.source=tfds"):
+        open_records(cfg)
+
+
 def test_an_error_without_words_is_told_by_its_kind(people, monkeypatch):
     class Wordless:
         def __getitem__(self, index):

@@ -59,6 +59,14 @@ def test_summary_tells_the_first_values_and_the_last(summary):
     assert "occluded_mAP" not in summary
 
 
+def test_the_next_commands_fit_the_folder_and_the_size_of_images(tmp_path):
+    cfg = Config()
+    cfg.data.height = 384
+    summary = summarise(epath.Path(tmp_path / "my run"), cfg, NUM_STEPS)
+    assert summary.endswith("IMAGES --config.data.height=384 --config.data.width=128")
+    assert f"--config.init.workdir='{tmp_path}/my run'\n" in summary
+
+
 def test_summary_names_places_and_the_next_commands(summary, tmp_path):
     places = ("pictures/6.png", "pictures/curves.png", "metrics.jsonl", "tensorboard")
     for place in (*places, "checkpoints/6"):
