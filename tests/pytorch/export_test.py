@@ -384,12 +384,16 @@ def test_the_command_works_where_torch_cannot_be_imported(workdir, encoders, tmp
 
 
 @pytest.mark.slow
-def test_exit_codes_of_the_command(workdir, tmp_path):
+def test_exit_codes_of_the_command(workdir, tmp_path, tmp_path_factory):
     out = f"--out={tmp_path}/vit.safetensors"
+    damaged = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(workdir, damaged)
+    next((damaged / "checkpoints" / "20" / "state" / "d").iterdir()).unlink()
     for code, arguments in [
         (2, [out]),
         (2, [f"--workdir={workdir}", out, "--grid=16"]),
-        (1, [f"--workdir={workdir}", out, "--layout=safetensors", "--step=3"]),
+        (2, [f"--workdir={workdir}", out, "--layout=safetensors", "--step=3"]),
+        (1, [f"--workdir={damaged}", out, "--layout=safetensors"]),
     ]:
         done = run_command(*arguments)
         assert done.returncode == code, done.stderr
