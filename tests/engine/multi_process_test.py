@@ -314,6 +314,45 @@ def test_a_feature_is_of_its_image_whatever_the_order_of_the_hosts_devices(env):
         assert_all_end(processes, 0)
 
 
+FULL_DISK = (
+    JOIN
+    + """
+import os
+import jax
+import numpy as np
+from etils import epath
+from personmae_jax import sharding
+from personmae_jax.engine import checkpoint, checkpoint_files
+from personmae_jax.errors import RunError
+
+
+def fail(self, directory):
+    raise OSError(28, "No space left on device")
+
+
+checkpoint_files.HashedState.finalize = fail
+state = {"params": sharding.replicate(np.ones((64, 64)), sharding.make_mesh())}
+checkpoints = checkpoint.Checkpoints(epath.Path(flags["folder"]), keep=1, config={})
+try:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+except RunError as error:
+    assert "No space left" in str(error) and jax.process_index() == 0
+    os._exit(3)
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_save_that_process_0_cannot_finish_holds_nobody(tmp_path, env):
+    """Orbax waits at a barrier, 20 minutes, for the others, who wait for the save."""
+    run = [sys.executable, "-c", FULL_DISK, f"--folder={tmp_path}"]
+    with start_hosts(run, 2, with_devices(env, 1)) as processes:
+        processes[0].communicate(timeout=100)
+        assert processes[0].returncode == 3
+        processes[1].communicate(timeout=150)  # ends with it
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_with_an_error(
