@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from personmae_jax.config import (
     Config,
     EvalConfig,
-    InitConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -151,10 +150,11 @@ def encoder_problems(cfg: ModelConfig) -> Iterator[str]:
             f"make {weights:.0e} weights; {_MAX_WEIGHTS:.0e} are allowed"
         )
     yield from _width_problems("encoder", cfg.encoder.width, cfg.encoder.num_heads)
-    if cfg.init.fold_normalisation and cfg.init.torch_weights is None:
+    is_named = cfg.init.torch_weights or getattr(cfg.init, "workdir", None)
+    if cfg.init != type(cfg.init)() and not is_named:
         yield (
-            "config.init.fold_normalisation changes the weights of a file; "
-            "name one with --config.init.torch_weights=FILE"
+            "config.init has settings of a file that is not named; name one with "
+            "--config.init.torch_weights=FILE"
         )
 
 
@@ -211,11 +211,6 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         yield (
             f"config.data.path={cfg.data.path} is not read with data.source=synthetic; "
             "add --config.data.source=folder, or tfds for a prepared set"
-        )
-    if cfg.init != InitConfig() and cfg.init.torch_weights is None:
-        yield (
-            "config.init has settings of a file, and config.init.torch_weights, which "
-            "names it, is missing"
         )
     if not cfg.eval.path and cfg.eval.layout != EvalConfig().layout:
         yield (

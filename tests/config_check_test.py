@@ -144,7 +144,7 @@ def test_a_path_that_no_file_can_have_is_refused(path):
     [
         ({"data__path": "x"}, "config.data.path=x is not read with data.source"),
         ({"eval__path": "x"}, "config.eval.path is scored every config.eval.every_st"),
-        ({"init__prefix": "a"}, "config.init.torch_weights, which names it, is missi"),
+        ({"init__prefix": "a"}, "config.init has settings of a file that is not named"),
         ({"eval__layout": "msmt17"}, "is of the folder config.eval.path, which is mi"),
         ({"optim__lr": 0.1, "optim__base_lr": 0.2}, "base_lr has no effect"),
     ],
@@ -250,7 +250,7 @@ def test_unknown_choices_are_refused_with_the_nearest_one(path):
         ),
         (
             {"init__fold_normalisation": True},
-            "fold_normalisation .* name one with --config.init.torch_weights=FILE",
+            "of a file that is not named; name one with --config.init.torch_weights=F",
         ),
         ({"init__grid": (0, 8)}, r"init.grid=\(0, 8\) is out of range"),
         ({"encoder__pos_embed_grid": (0, 0)}, r"grid=\(0, 0\) is out of range"),
