@@ -215,7 +215,7 @@ def _model_problems(cfg: Config) -> Iterator[str]:
     if not cfg.eval.path and cfg.eval.layout != EvalConfig().layout:
         yield (
             f"config.eval.layout={cfg.eval.layout} is of the folder config.eval.path, "
-            "which is missing; without both synthetic people are sought"
+            "which is missing; without both synthetic people are scored"
         )
     if cfg.eval.path and not cfg.eval.every_steps:
         yield "config.eval.path is scored every config.eval.every_steps, which is 0"

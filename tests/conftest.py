@@ -44,6 +44,21 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
+@pytest.fixture
+def no_preemption(monkeypatch):
+    """Steps after which a run is interrupted, none as yet.
+
+    One process that never joined a cluster is never asked to leave.
+    """
+    from personmae_jax.engine.checkpoint import Checkpoints
+
+    steps: set[int] = set()
+    monkeypatch.setattr(
+        Checkpoints, "reached_preemption", lambda self, step: step in steps
+    )
+    return steps
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> dict[str, str]:
     """Environment of processes that compile as fast as we do, and the same once."""

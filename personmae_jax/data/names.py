@@ -1,6 +1,7 @@
 """Many file names in little memory, and names as text."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -29,6 +30,11 @@ class Names:
     def __getitem__(self, index: int) -> bytes:
         start = self.ends[index - 1] if index else 0
         return self.text[start : self.ends[index]].tobytes()
+
+    def feed(self, digest: "hashlib._Hash") -> None:
+        """Gives a digest all names in their order, and where each ends."""
+        digest.update(self.ends.tobytes())
+        digest.update(self.text.tobytes())
 
     def __iter__(self) -> Iterator[bytes]:
         text, start = self.text.tobytes(), 0

@@ -116,10 +116,9 @@ class ListedRecords:
     @property
     def sha256(self) -> str:
         """Of all names: what tells these images from others of the same number."""
-        names = hashlib.sha256()
-        for name in self._names:
-            names.update(name + b"\0")
-        return names.hexdigest()
+        names, digest = self._names, hashlib.sha256()
+        (names if isinstance(names, Names) else Names.pack(names)).feed(digest)
+        return digest.hexdigest()
 
 
 def folder_records(root: str) -> ListedRecords:

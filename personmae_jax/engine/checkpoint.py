@@ -254,8 +254,7 @@ def restore_head(
       The `params` but for the encoder's, and the batch norm's `statistics`.
 
     Raises:
-      ConfigError: The run was not fine-tuned.
-      ConfigError: There is no such checkpoint.
+      ConfigError: The run was not fine-tuned, or there is no such checkpoint.
       RunError: It is damaged.
     """
     folder = _folder_of(workdir, step)

@@ -157,7 +157,7 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
         about = _read_json(file)["custom_metadata"]
         kinds = {"config": dict, "git_revision": str | None, "versions": dict}
         if wrong := [k for k, kind in kinds.items() if not isinstance(about[k], kind)]:
-            raise LookupError(f"{_ABOUT} has no {wrong[0]} of a run")
+            raise LookupError(f"{file.name} has no {wrong[0]} of a run")
         return {key: about[key] for key in kinds}
     except Exception as e:  # each storage has its own errors
         raise damaged(folder, e) from e

@@ -94,13 +94,13 @@ class Rows(Closing):
         if not self._pending:
             return
         self._wait()
-        optim = self._program.cfg.optim
-        rate = "base_lr" if getattr(optim, "lr", None) is None else "lr"
         fetched = jax.device_get([p.metrics for p in self._pending])
         for p, metrics in zip(self._pending, fetched, strict=True):
             p.metrics = metrics
             for name, value in metrics.items():
                 if not np.isfinite(value):
+                    lr = getattr(self._program.cfg.optim, "lr", None)
+                    rate = "base_lr" if lr is None else "lr"
                     raise RunError(
                         f"step {p.step}: {name} is {float(value)}; the last checkpoint "
                         "is from before it, but the same settings lead here again: "

@@ -12,9 +12,11 @@ from personmae_jax.config import Config
 from personmae_jax.config_check import check
 from personmae_jax.config_finetune import FinetuneConfig, check_finetuning
 from personmae_jax.config_unsupervised import UnsupervisedConfig, check_unsupervised
+from personmae_jax.data.records import SyntheticRecords
 from personmae_jax.engine.program import Program
 from personmae_jax.finetune import program as finetuning
 from personmae_jax.pretrain import program as pretraining
+from personmae_jax.reid.datasets import open_people
 from personmae_jax.unsupervised import program as unsupervised
 from personmae_jax.unsupervised.step import UnsupervisedState
 
@@ -33,12 +35,10 @@ def assume(cfg: Settings, num_records: int | None) -> tuple[int, str]:
     if num_records is not None:
         return num_records, f"a data set of {num_records:,} images"
     if _place(cfg) == "synthetic":
-        people = cfg.data.synthetic
-        count = people.cameras * people.shots
         if isinstance(cfg, Config):
-            count *= people.identities
+            count = len(SyntheticRecords(cfg.data.synthetic))
         else:
-            count *= cfg.data.synthetic_train
+            count = len(open_people(cfg.data, is_scored=False).train)
         return count, f"{count:,} synthetic images"
     return default, f"{default:,} images, as {name} has (else: --num_records)"
 

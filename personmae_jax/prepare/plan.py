@@ -216,8 +216,7 @@ def _digest(listings: list[Listing]) -> str:
     """Of the names of all members in their order."""
     digest = hashlib.sha256()
     for listing in listings:
-        digest.update(listing.names.ends.tobytes())
-        digest.update(listing.names.text.tobytes())
+        listing.names.feed(digest)
     return digest.hexdigest()
 
 

@@ -82,15 +82,15 @@ def read_encoder(cfg: PeopleConfig) -> Start:
     if cfg.init.workdir is None:
         return None, ("Encoder from scratch: random weights.",)
     try:
-        params = restore_encoder(cfg.init.workdir, cfg.init.step, cfg.init.weights)
+        step, _ = describe(cfg.init.workdir, cfg.init.step)
+        if step == 0 and cfg.init.step is None:
+            raise ConfigError(
+                f"the run in {cfg.init.workdir} has trained nothing yet: its one "
+                "checkpoint is of step 0; give --config.init.step=0 to start from it"
+            )
+        params = restore_encoder(cfg.init.workdir, step, cfg.init.weights)
     except RunError as error:  # of the other run; no work of this one was done
         raise ConfigError(f"config.init.workdir: {error}") from error
-    step, _ = describe(cfg.init.workdir, cfg.init.step)
-    if step == 0 and cfg.init.step is None:
-        raise ConfigError(
-            f"the run in {cfg.init.workdir} has trained nothing yet: its one "
-            "checkpoint is of step 0; give --config.init.step=0 to start from it"
-        )
     source = read_settings(cfg.init.workdir)
     last = read_num_steps(cfg.init.workdir)
     grid, own = source.grid, cfg.grid

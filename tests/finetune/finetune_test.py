@@ -42,20 +42,13 @@ SCORES = Scores(
 )
 
 
+pytestmark = pytest.mark.usefixtures("no_preemption")
+
+
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch):
     make, one = sharding.make_mesh, jax.devices()[:1]
     monkeypatch.setattr(sharding, "make_mesh", lambda cfg=None: make(cfg, one))
-
-
-@pytest.fixture(autouse=True)
-def no_preemption(monkeypatch):
-    """One process that never joined a cluster is never asked to leave."""
-    stops = set()
-    monkeypatch.setattr(
-        Checkpoints, "reached_preemption", lambda self, step: step in stops
-    )
-    return stops
 
 
 def rows(workdir) -> list[dict]:

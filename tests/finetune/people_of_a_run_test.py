@@ -10,7 +10,7 @@ from finetuning import start, tiny_finetuning, tiny_people
 
 from personmae_jax.config_finetune import check_finetuning
 from personmae_jax.engine import loop
-from personmae_jax.engine.checkpoint import Checkpoints, has_checkpoint
+from personmae_jax.engine.checkpoint import has_checkpoint
 from personmae_jax.errors import ConfigError, RunError
 from personmae_jax.finetune import run as finetune
 from personmae_jax.reid import init
@@ -18,19 +18,11 @@ from personmae_jax.reid.datasets import labels_sha256
 from personmae_jax.reid.monitor import Monitor
 from personmae_jax.reid.scorer import Scorer
 
-
-@pytest.fixture(autouse=True)
-def stops(monkeypatch):
-    """Steps after which a run is interrupted."""
-    steps = set()
-    monkeypatch.setattr(
-        Checkpoints, "reached_preemption", lambda self, step: step in steps
-    )
-    return steps
+pytestmark = pytest.mark.usefixtures("no_preemption")
 
 
-def test_a_run_goes_on_with_the_same_labels_only(tmp_path, stops):
-    stops.add(2)
+def test_a_run_goes_on_with_the_same_labels_only(tmp_path, no_preemption):
+    no_preemption.add(2)
     people = tiny_people()
     assert finetune.run(tiny_finetuning(), str(tmp_path), people) == loop.INTERRUPTED
     # As many images of as many people, two of whom have changed their numbers.

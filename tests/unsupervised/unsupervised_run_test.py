@@ -29,16 +29,6 @@ from personmae_jax.unsupervised.sampling import ClusterBatches
 CLOCK = {"images_per_second", "data_seconds", "cluster_seconds"}
 
 
-@pytest.fixture
-def no_preemption(monkeypatch):
-    """Steps after which a run is interrupted."""
-    steps: set[int] = set()
-    monkeypatch.setattr(
-        Checkpoints, "reached_preemption", lambda self, step: step in steps
-    )
-    return steps
-
-
 def train(cfg: UnsupervisedConfig, workdir) -> int:
     return run(cfg, str(workdir), *open_target(cfg))
 
